@@ -1,0 +1,9 @@
+"""The strict, frozen base of every config record."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Unknown keys are errors, values are not coerced beyond int → float, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)

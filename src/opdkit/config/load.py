@@ -1,0 +1,244 @@
+"""TOML text and key=value overrides onto a `Config`, with the source of every value and errors that help."""
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from opdkit.config.objective import PRESETS
+from opdkit.config.records import Config
+from opdkit.types import UserError
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The resolved configuration of `path` (None: overrides only) with `key=value` overrides laid over it.
+
+    Raises UserError for a missing file, bad TOML, an unknown key (with the nearest name) or a wrong value.
+    """
+    data = read_toml(path) if path is not None else {}
+    if path is not None:
+        data = _resolve_paths(data, path.parent)
+    for key, value in parse_overrides(overrides):
+        _set(data, key, value)
+    return build(data, origin=str(path) if path is not None else "the command line")
+
+
+def build(data: Mapping[str, Any], *, origin: str) -> Config:
+    """A Config from plain data; `origin` names the source in errors."""
+    try:
+        return Config.model_validate(dict(data))
+    except ValidationError as error:
+        raise _explained(error, origin) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no config file at {path}", hint=_nearest_file(path))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}", hint='strings need quotes: student = "folder"') from None
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """`optim.lr=1e-5` → ("optim.lr", 1e-05); values are TOML, and what is not TOML is a string.
+
+    >>> parse_overrides(["optim.lr=1e-5", "run=runs/a", "task.args={min_terms=2}"])
+    [('optim.lr', 1e-05), ('run', 'runs/a'), ('task.args', {'min_terms': 2})]
+    """
+    pairs = []
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise UserError(f"'{item}' is not key=value", hint="write for example optim.lr=1e-5")
+        pairs.append((key.strip(), _toml_value(text)))
+    return pairs
+
+
+def explain(config: Config, path: Path | None, overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
+    """(key, resolved value, source) for every leaf; source is `command line`, the file, `preset …` or `default`."""
+    file_keys = set(_leaves(read_toml(path))) if path is not None else set()
+    given = {key for key, _ in parse_overrides(overrides)}
+    preset_keys = {f"objective.{key}" for key in PRESETS[config.objective.preset]}
+    rows = []
+    for key, value in _leaf_values(config):
+        if _covers(given, key):
+            source = "command line"
+        elif _covers(file_keys, key):
+            source = str(path)
+        elif key in preset_keys:
+            source = f"preset {config.objective.preset}"
+        else:
+            source = "default"
+        rows.append((key, value, source))
+    return rows
+
+
+def dump_toml(config: Config) -> str:
+    """The resolved configuration as TOML, enough to repeat the run."""
+    lines = [f"{key} = {_toml(value)}" for key, value in _leaf_values(config) if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def _explained(error: ValidationError, origin: str) -> UserError:
+    first = error.errors(include_url=False)[0]
+    where = [part for part in first["loc"] if isinstance(part, str)]
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(where, origin)
+    name = ".".join(_without_tags(where)) or "the configuration"
+    if first["type"] == "missing":
+        return UserError(f"{name} is missing in {origin}", hint=f"give it on the command line: {name}=…")
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return UserError(
+            f"{name}.type = {first.get('ctx', {}).get('tag', '?')!r} is unknown in {origin}",
+            hint=f"it may be {first['ctx']['expected_tags']}",
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    hint = f"change {name} in {origin}, or override it: {name}=…"
+    if message.endswith(")") and "(" in message:      # our own validators end in the remedy
+        message, _, remedy = message.rpartition(" (use ")
+        hint = "use " + remedy.removesuffix(")") if remedy else hint
+    shown = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
+    return UserError(f"{name}: {message}{shown}", hint=hint)
+
+
+def _unknown_key(where: list[str], origin: str) -> UserError:
+    key = where[-1]
+    fields = _fields_at(where[:-1])
+    place = ".".join(_without_tags(where))
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    if near:
+        return UserError(f"unknown key '{place}' in {origin}", hint=f"did you mean '{near[0]}'?")
+    return UserError(f"unknown key '{place}' in {origin}", hint=f"known here: {', '.join(sorted(fields))}")
+
+
+def _fields_at(where: Sequence[str]) -> list[str]:
+    """Field names of the record that a pydantic location leads to; union tags in it pick the member."""
+    record: type[BaseModel] = Config
+    members: list[type[BaseModel]] = []
+    for part in where:
+        tagged = [m for m in members if m.model_fields["type"].default == part]
+        if tagged:
+            record, members = tagged[0], []
+            continue
+        members = [m for m in _records_in(record.model_fields[part].annotation)]
+        record = members[0]
+        if len(members) == 1:
+            members = []
+    return list(record.model_fields)
+
+
+def _records_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [record for arg in typing.get_args(annotation) for record in _records_in(arg)]
+
+
+def _without_tags(where: Sequence[str]) -> list[str]:
+    """Drops union tags: ("teacher", "local", "modle") → teacher.modle."""
+    kept: list[str] = []
+    for i, part in enumerate(where):
+        is_tag = i > 0 and where[i - 1] in ("teacher", "task") and part in ("local", "self", "file", "gym")
+        if not is_tag:
+            kept.append(part)
+    return kept
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path(".")
+    names = [p.name for p in folder.glob("*.toml")]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
+    return f"did you mean {folder / near[0]}?" if near else "see configs/ for files to start from"
+
+
+# --- plain data -------------------------------------------------------------------------------------------------------
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths in a file are relative to the working folder, as everywhere on a command line; one that exists only beside
+    the file is taken from there."""
+
+    def near(value: Any) -> Any:
+        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+            return str(folder / value)
+        return value
+
+    resolved = dict(data)
+    for key in ("student", "teacher", "task"):
+        value = resolved.get(key)
+        if isinstance(value, str):
+            resolved[key] = near(value)
+        elif isinstance(value, dict):
+            resolved[key] = {k: near(v) if k in ("model", "path", "eval_path") else v for k, v in value.items()}
+    return resolved
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        inner = data.get(part)
+        if isinstance(inner, str):        # teacher = "folder" then teacher.dtype=…: the string was shorthand
+            inner = {"preset": inner} if part == "objective" else {"path" if part == "task" else "model": inner}
+        data[part] = dict(inner) if isinstance(inner, dict) else {}
+        data = data[part]
+    data[last] = value
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _covers(keys: set[str], leaf: str) -> bool:
+    """Whether `leaf` or a parent of it (shorthand, or a whole table given at once) is among `keys`."""
+    parts = leaf.split(".")
+    if any(".".join(parts[: n + 1]) in keys for n in range(1, len(parts))):
+        return True
+    # shorthand on the parent names one leaf only: student = "x" sets student.model, not student.dtype
+    return leaf in keys or (parts[0] in keys and parts[-1] in ("model", "path", "preset", "type"))
+
+
+def _leaf_values(record: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(record).model_fields:
+        value = getattr(record, name)
+        if isinstance(value, BaseModel):
+            yield from _leaf_values(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return _toml_string(str(value))
+
+
+def _toml_string(text: str) -> str:
+    escaped = "".join(_ESCAPES.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in text)
+    return f'"{escaped}"'
+
+
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
