@@ -166,6 +166,47 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """One step's rollouts with what the teacher said of them, response positions packed one rollout after another.
+
+    Arrays [N] run over all response positions of all rollouts, in rollout order. `support` is there only when the ids had
+    to be known before the learner's forward (a teacher that sends log-probs at ids).
+    """
+
+    rollouts: tuple[Rollout, ...]
+    scores: Mapping[str, tuple[Scores, ...]]   # by model name: "teacher"; empty for objectives without one
+    row: Int[Tensor, N]                        # which rollout
+    depth: Int[Tensor, N]                      # response position, 0 for the first response token
+    sampled_ids: Int[Tensor, N]
+    trained: Bool[Tensor, N]
+    measured: Bool[Tensor, N]                  # where diagnostics look
+    sampler_logp: Float[Tensor, N] | None = None   # the sampler's untruncated log-prob of each sampled token
+    support: Support | None = None
+
+    @property
+    def num_trained(self) -> int:
+        return int(self.trained.sum())
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of a batch, laid out for one forward: padded ids for the body, packed positions for the head.
+
+    `gather` points into the flattened [B·L] hidden states: entry n is the state that predicts sampled token n.
+    """
+
+    input_ids: Int[Tensor, "B L"]
+    gather: Int[Tensor, N]
+    sampled_ids: Int[Tensor, N]
+    weight: Float[Tensor, N]
+    measured: Bool[Tensor, N]
+    index: Int[Tensor, N]                      # position of each entry in the step's packed order
+    sampler_logp: Float[Tensor, N] | None = None
+    support: Support | None = None
+    teacher: Scores | None = None              # packed over N; `hidden` or log-probs at ids
+
+
+@dataclass(frozen=True)
 class Tally:
     """name → (sum, count). Adds over micro-batches, ranks, position bins and steps; divided only when written.
 

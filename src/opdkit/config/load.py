@@ -1,6 +1,7 @@
 """TOML text and key=value overrides onto a `Config`, with the source of every value and errors that help."""
 
 import difflib
+import os
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,12 +37,14 @@ def build(data: Mapping[str, Any], *, origin: str) -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # not Path.is_file: that raises for a name too long to be one
         raise UserError(f"no config file at {path}", hint=_nearest_file(path))
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}", hint='strings need quotes: student = "folder"') from None
+        raise UserError(
+            f"{path} is not valid TOML: {error}", hint='strings need quotes: student = "folder"'
+        ) from None
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -60,22 +63,23 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def explain(config: Config, path: Path | None, overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
-    """(key, resolved value, source) for every leaf; source is `command line`, the file, `preset …` or `default`."""
-    file_keys = set(_leaves(read_toml(path))) if path is not None else set()
-    given = {key for key, _ in parse_overrides(overrides)}
-    preset_keys = {f"objective.{key}" for key in PRESETS[config.objective.preset]}
-    rows = []
-    for key, value in _leaf_values(config):
-        if _covers(given, key):
-            source = "command line"
-        elif _covers(file_keys, key):
-            source = str(path)
-        elif key in preset_keys:
-            source = f"preset {config.objective.preset}"
-        else:
-            source = "default"
-        rows.append((key, value, source))
-    return rows
+    """(key, resolved value, source) per leaf; source is `command line`, the file, `preset …` or `default`."""
+    sources = dict.fromkeys(_leaves(read_toml(path)), str(path)) if path is not None else {}
+    for key, value in parse_overrides(overrides):
+        for replaced in [
+            old for old in sources if old.startswith(f"{key}.")
+        ]:  # by a whole table given at once
+            del sources[replaced]
+        sources |= dict.fromkeys(_leaves({key: value}), "command line")
+    for key in PRESETS[config.objective.preset]:
+        sources.setdefault(f"objective.{key}", f"preset {config.objective.preset}")
+    return [(key, value, _source(sources, key)) for key, value in _leaf_values(config)]
+
+
+def _source(sources: Mapping[str, str], leaf: str) -> str:
+    """Of a leaf, or of the keys below it where its value is a table (`task.args`)."""
+    below = [source for key, source in sources.items() if key == leaf or key.startswith(f"{leaf}.")]
+    return "command line" if "command line" in below else below[0] if below else "default"
 
 
 def dump_toml(config: Config) -> str:
@@ -84,27 +88,28 @@ def dump_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 def _explained(error: ValidationError, origin: str) -> UserError:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a misspelt key also makes the right one missing; the misspelling is the better news
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where = [part for part in first["loc"] if isinstance(part, str)]
     if first["type"] == "extra_forbidden":
         return _unknown_key(where, origin)
     name = ".".join(_without_tags(where)) or "the configuration"
     if first["type"] == "missing":
         return UserError(f"{name} is missing in {origin}", hint=f"give it on the command line: {name}=…")
-    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+    if first["type"] == "union_tag_invalid":
         return UserError(
-            f"{name}.type = {first.get('ctx', {}).get('tag', '?')!r} is unknown in {origin}",
+            f"{name}.type = {first['ctx']['tag']!r} is unknown in {origin}",
             hint=f"it may be {first['ctx']['expected_tags']}",
         )
-    message = first["msg"].removeprefix("Value error, ")
+    message, _, remedy = first["msg"].removeprefix("Value error, ").partition(" (use ")
     hint = f"change {name} in {origin}, or override it: {name}=…"
-    if message.endswith(")") and "(" in message:      # our own validators end in the remedy
-        message, _, remedy = message.rpartition(" (use ")
-        hint = "use " + remedy.removesuffix(")") if remedy else hint
+    if remedy:  # our own validators end in it
+        hint = f"use {remedy.removesuffix(')')}"
     shown = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
     return UserError(f"{name}: {message}{shown}", hint=hint)
 
@@ -158,15 +163,15 @@ def _nearest_file(path: Path) -> str:
     return f"did you mean {folder / near[0]}?" if near else "see configs/ for files to start from"
 
 
-# --- plain data -------------------------------------------------------------------------------------------------------
+# --- plain data ---------------------------------------------------------------------------------------------
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths in a file are relative to the working folder, as everywhere on a command line; one that exists only beside
-    the file is taken from there."""
+    """Paths in a file are relative to the working folder, as everywhere on a command line; one that exists
+    only beside the file is taken from there."""
 
     def near(value: Any) -> Any:
-        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+        if isinstance(value, str) and not os.path.exists(value) and os.path.exists(folder / value):
             return str(folder / value)
         return value
 
@@ -176,7 +181,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(value, str):
             resolved[key] = near(value)
         elif isinstance(value, dict):
-            resolved[key] = {k: near(v) if k in ("model", "path", "eval_path") else v for k, v in value.items()}
+            resolved[key] = {
+                k: near(v) if k in ("model", "path", "eval_path") else v for k, v in value.items()
+            }
     return resolved
 
 
@@ -184,8 +191,8 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for part in parents:
         inner = data.get(part)
-        if isinstance(inner, str):        # teacher = "folder" then teacher.dtype=…: the string was shorthand
-            inner = {"preset": inner} if part == "objective" else {"path" if part == "task" else "model": inner}
+        if isinstance(inner, str) and part in _SHORTHAND:  # teacher = "folder" then teacher.dtype=…
+            inner = {_SHORTHAND[part]: inner}
         data[part] = dict(inner) if isinstance(inner, dict) else {}
         data = data[part]
     data[last] = value
@@ -198,21 +205,24 @@ def _toml_value(text: str) -> Any:
         return text
 
 
+_SHORTHAND = {"student": "model", "teacher": "model", "task": "path", "grader": "type", "objective": "preset"}
+"""The one key that a bare string in place of a table stands for; no table of another name takes a string."""
+
+
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the values given; shorthand under the name it stands for.
+
+    >>> list(_leaves({"task": "p.jsonl", "optim": {"lr": 1e-5}}))
+    ['task.path', 'optim.lr']
+    """
     for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{name}.")
+        elif isinstance(value, str) and (last := name.rpartition(".")[2]) in _SHORTHAND:
+            yield f"{name}.{_SHORTHAND[last]}"
         else:
-            yield prefix + key
-
-
-def _covers(keys: set[str], leaf: str) -> bool:
-    """Whether `leaf` or a parent of it (shorthand, or a whole table given at once) is among `keys`."""
-    parts = leaf.split(".")
-    if any(".".join(parts[: n + 1]) in keys for n in range(1, len(parts))):
-        return True
-    # shorthand on the parent names one leaf only: student = "x" sets student.model, not student.dtype
-    return leaf in keys or (parts[0] in keys and parts[-1] in ("model", "path", "preset", "type"))
+            yield name
 
 
 def _leaf_values(record: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
-"""The objective as a record: support, divergence, normalisation, estimator and weights, five independent small things.
+"""The objective as a record: support, divergence, normalisation, estimator, weights: five independent things.
 
-The maths is in `opdkit.objectives`. Presets are just records; a key given beside `preset` replaces that one choice.
+The maths is in `opdkit.objectives`. Presets are just records; a key given beside `preset` replaces that one.
 """
 
 from typing import Any, Literal, Self
@@ -16,24 +16,40 @@ Estimator = Literal["score_function", "exact"]
 Weights = Literal["student", "teacher", "uniform"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The released code of arXiv 2604.13016: weights renormalised over the student's top 16, log-ratio over the vocabulary.
+    # The released code of arXiv 2604.13016: weights renormalised over the student's top 16, log-ratio not.
     "paper": {
-        "support": "student_top_k", "k": 16, "divergence": "reverse_kl", "normalisation": "weights",
-        "estimator": "score_function", "weights": "student",
+        "support": "student_top_k",
+        "k": 16,
+        "divergence": "reverse_kl",
+        "normalisation": "weights",
+        "estimator": "score_function",
+        "weights": "student",
     },
     # Eq. 5 of the paper: both distributions renormalised over the student's top 16, differentiated directly.
     "paper-eq5": {
-        "support": "student_top_k", "k": 16, "divergence": "reverse_kl", "normalisation": "both", "estimator": "exact",
+        "support": "student_top_k",
+        "k": 16,
+        "divergence": "reverse_kl",
+        "normalisation": "both",
+        "estimator": "exact",
         "weights": "student",
     },
     # Eq. 3: one log-ratio at the sampled token as the advantage of a policy gradient; unbiased.
     "sampled": {
-        "support": "sampled", "k": 1, "divergence": "reverse_kl", "normalisation": "none",
-        "estimator": "score_function", "weights": "student",
+        "support": "sampled",
+        "k": 1,
+        "divergence": "reverse_kl",
+        "normalisation": "none",
+        "estimator": "score_function",
+        "weights": "student",
     },
     # Eq. 4: the whole vocabulary, differentiated.
     "full": {
-        "support": "full", "k": 1, "divergence": "reverse_kl", "normalisation": "none", "estimator": "exact",
+        "support": "full",
+        "k": 1,
+        "divergence": "reverse_kl",
+        "normalisation": "none",
+        "estimator": "exact",
         "weights": "student",
     },
 }
@@ -43,54 +59,63 @@ class ObjectiveConfig(Record):
     """Which tokens are compared, by which divergence, through which estimator, with which weight."""
 
     preset: Literal["paper", "paper-eq5", "sampled", "full"] = "paper"
-    """Where the other five keys come from unless they are given: `paper`, `paper-eq5`, `sampled` or `full`."""
+    """Where the other keys come from unless they are given: `paper`, `paper-eq5`, `sampled` or `full`."""
     support: SupportKind = "student_top_k"
     """The token set per position: `sampled`, `student_top_k`, `teacher_top_k` or `full`."""
     k: int = Field(default=16, ge=1)
     """Width of a top-k support; not read for `sampled` and `full`."""
     divergence: Divergence = "reverse_kl"
-    """`reverse_kl` = KL(student‖teacher), `forward_kl` = KL(teacher‖student), `js` = generalised Jensen-Shannon."""
+    """`reverse_kl` KL(student‖teacher), `forward_kl` KL(teacher‖student), `js` generalised Jensen-Shannon."""
     beta: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Mixture weight of the teacher in `js` (GKD, arXiv 2306.13649: beta → 0 is forward KL, beta → 1 reverse KL, up to scale)."""
+    """Mixture weight of the teacher in `js` (GKD, arXiv 2306.13649): js/beta → forward KL as beta → 0,
+    js/(1 − beta) → reverse KL as beta → 1."""
     normalisation: Normalisation = "weights"
-    """`none` raw probabilities, `weights` weights sum to 1 over the support, `both` both distributions do (Eq. 5)."""
+    """`none` raw probabilities, `weights` weights sum to 1 over the support, `both` p and q do (Eq. 5)."""
     estimator: Estimator = "score_function"
-    """`score_function` = detached advantage × log-prob for every candidate; `exact` = differentiate the value."""
+    """`score_function` detached advantage × log-prob for every candidate; `exact` differentiate the value."""
     weights: Weights = "student"
     """Candidate weights of the score function: student's or teacher's probability, or uniform."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
-        if isinstance(data, str):      # objective = "sampled"
+        if isinstance(data, str):  # objective = "sampled"
             data = {"preset": data}
         if isinstance(data, dict):
-            return {**PRESETS.get(data.get("preset", "paper"), {}), **data}
+            preset = data.get("preset", "paper")
+            return {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **data}
         return data
 
     @model_validator(mode="after")
     def _refuse_what_is_not_an_objective(self) -> Self:
-        """Combinations whose gradient is missing or points the wrong way are not offered; each message says why."""
+        """Combinations whose gradient is missing or points the wrong way are not offered."""
         if self.support == "sampled" and self.estimator == "exact":
             raise ValueError(
-                "support = \"sampled\" cannot be differentiated directly: the gradient of log p(y) − log q(y) at a sampled "
-                "token has mean zero (use estimator = \"score_function\")"
+                'support = "sampled" cannot be differentiated directly: the gradient of log p(y) − log q(y) '
+                'at a sampled token has mean zero (use estimator = "score_function")'
             )
-        if self.normalisation == "both" and (self.support == "sampled" or (self.support != "full" and self.k == 1)):
+        if self.normalisation == "both" and (
+            self.support == "sampled" or (self.support != "full" and self.k == 1)
+        ):
             raise ValueError(
-                "normalisation = \"both\" over one token is identically 0 (Eq. 5 at k = 1: both distributions are 1 there; "
-                "use normalisation = \"weights\", or k >= 2)"
+                'normalisation = "both" over one token is identically 0, Eq. 5 at k = 1: both distributions '
+                'are 1 there (use normalisation = "weights", or k >= 2)'
             )
-        if self.weights != "student" and (self.estimator != "score_function" or self.divergence != "reverse_kl"):
+        if self.weights != "student" and (
+            self.estimator != "score_function" or self.divergence != "reverse_kl"
+        ):
             raise ValueError(
-                "weights = \"teacher\" or \"uniform\" belong to the score function of the reverse KL; elsewhere the weight is "
-                "part of the divergence (use weights = \"student\")"
+                'weights = "teacher" or "uniform" belong to the score function of the reverse KL; elsewhere '
+                'the weight is part of the divergence (use weights = "student")'
             )
         if self.support == "sampled" and self.weights != "student":
-            raise ValueError("support = \"sampled\" has one candidate, drawn from the student: its weight is 1 (use weights = \"student\")")
+            raise ValueError(
+                'support = "sampled" has one candidate, drawn from the student: its weight is 1 '
+                '(use weights = "student")'
+            )
         if self.support == "sampled" and self.divergence != "reverse_kl":
             raise ValueError(
-                "support = \"sampled\" gives an unbiased signal for the reverse KL only: other divergences weight the token by "
-                "the unbounded ratio q/p (use divergence = \"reverse_kl\")"
+                'support = "sampled" gives an unbiased signal for the reverse KL only: other divergences '
+                'weight the token by the unbounded ratio q/p (use divergence = "reverse_kl")'
             )
         return self

@@ -1,4 +1,4 @@
-"""The configuration of a run. TOML onto strict, frozen records with tagged unions; see `opd train --print-config`."""
+"""The configuration of a run: strict, frozen records with tagged unions; see `opd train --print-config`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +9,7 @@ from opdkit.config.base import Record
 from opdkit.config.objective import ObjectiveConfig
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-FilePath = Annotated[Path, Field(strict=False)]   # TOML has no paths, only strings
+FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, only strings
 
 
 def _named(key: str, **fixed: Any) -> BeforeValidator:
@@ -28,23 +28,24 @@ class ModelConfig(Record):
     revision: str | None = None
     """Hub revision to pin."""
     dtype: Dtype = "float32"
-    """Of the weights held. Masters stay float32 unless you say otherwise; see learner.compute for bf16 arithmetic."""
+    """Of the weights held. Masters stay float32 unless you say otherwise; arithmetic: learner.compute."""
 
 
 class LocalTeacher(Record):
     """A model in this process."""
 
     type: Literal["local"] = "local"
+    """`local`, a model in this process, unless given."""
     model: str
     """Hub id or folder."""
     revision: str | None = None
     """Hub revision to pin."""
     dtype: Dtype = "float32"
-    """`bfloat16` is faster and smaller; its KL error against float32 is measured on the first batch and printed."""
+    """`bfloat16` is faster and smaller; its KL error against float32 is printed after the first batch."""
     temperature: float = Field(default=1.0, gt=0)
     """Teacher logits are divided by this."""
     payload: Literal["hidden", "ids"] = "hidden"
-    """What travels per position: `hidden` states (everything can be computed) or log-probs at ids, as a server sends."""
+    """What travels per position: `hidden` states or, as from a server, log-probs at `ids`."""
     context: str | None = None
     """A system message only the teacher reads: the same weights under another context are another teacher."""
     batch_tokens: int = Field(default=16384, ge=1)
@@ -55,6 +56,7 @@ class SelfTeacher(Record):
     """The student's own earlier copy."""
 
     type: Literal["self"] = "self"
+    """`self`, the student's own earlier copy."""
     every: int = Field(default=0, ge=0)
     """Copy the student again every so many steps; 0 keeps the copy of step 0."""
     dtype: Dtype = "float32"
@@ -76,7 +78,8 @@ Teacher = Annotated[
 
 class Grader(Record):
     type: Literal["none", "exact", "regex", "math"] = "none"
-    """`none` · `exact` text after normalising space · `regex` pattern's first group equals the answer · `math` math-verify."""
+    """`none` · `exact` text after normalising space · `regex` pattern's first group is the answer · `math`
+    math-verify."""
     pattern: str = r"(-?\d+(?:\.\d+)?)(?!.*\d)"
     """For `regex`: the first group of the last match is compared with the answer."""
     timeout_seconds: float = Field(default=5.0, gt=0)
@@ -98,6 +101,7 @@ class FileTask(_Templated):
     """Prompts from a JSONL or parquet file, with or without answers."""
 
     type: Literal["file"] = "file"
+    """`file`, prompts from a file, unless given."""
     path: FilePath
     """JSONL or parquet; rows hold `prompt` (text) or `messages`, maybe `answer`, `id`, `group`."""
     eval_path: FilePath | None = None
@@ -114,9 +118,10 @@ class GymTask(_Templated):
     """Prompts from a reasoning-gym generator (extra `tasks`), graded by the generator's own scorer."""
 
     type: Literal["gym"] = "gym"
+    """`gym`, prompts from a generator."""
     name: str
     """Generator, e.g. `chain_sum`."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default={})
     """Its arguments, e.g. { min_terms = 2, max_terms = 2 }."""
     train_size: int = Field(default=2000, ge=1)
     """Prompts made for training."""
@@ -130,7 +135,9 @@ class GymTask(_Templated):
     """As for `Grader`."""
 
 
-Task = Annotated[FileTask | GymTask, Field(discriminator="type"), _tagged("file"), _named("path", type="file")]
+Task = Annotated[
+    FileTask | GymTask, Field(discriminator="type"), _tagged("file"), _named("path", type="file")
+]
 
 
 class SamplingConfig(Record):
@@ -178,7 +185,7 @@ class OptimConfig(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _pair(cls, data: Any) -> Any:   # TOML has lists, strict records want a tuple
+    def _pair(cls, data: Any) -> Any:  # TOML has lists, strict records want a tuple
         if isinstance(data, dict) and isinstance(data.get("betas"), list):
             return {**data, "betas": tuple(data["betas"])}
         return data
@@ -200,7 +207,7 @@ class LearnerConfig(Record):
 class DiagnosticsConfig(Record):
     positions: int = Field(default=256, ge=0)
     """Response positions measured per step, drawn evenly over all; 0 = every position."""
-    ks: list[int] = [1, 4, 16, 64]
+    ks: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 4, 16, 64])
     """Widths at which overlap is measured; those above the vocabulary are left out."""
     k: int = Field(default=16, ge=1)
     """Width of `overlap_ratio`, `overlap_mass_*` and `overlap_advantage`."""

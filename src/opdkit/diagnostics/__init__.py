@@ -1,0 +1,35 @@
+"""What goes on between student and teacher: the paper's quantities per position, per bin, per sequence."""
+
+from opdkit.diagnostics.alignment import Measures, measure, overlap_chance
+from opdkit.diagnostics.extremes import Extreme, Extremes, extremes, merge
+from opdkit.diagnostics.sequence import (
+    auroc,
+    gap_recovery,
+    repetition_fraction,
+    rollout_tally,
+    sequence_reward,
+    truncated,
+)
+from opdkit.diagnostics.tally import bin_starts, by_position, by_sequence, concatenate, derived, tally
+
+__all__ = [
+    "Extreme",
+    "Extremes",
+    "Measures",
+    "auroc",
+    "bin_starts",
+    "by_position",
+    "by_sequence",
+    "concatenate",
+    "derived",
+    "extremes",
+    "gap_recovery",
+    "measure",
+    "merge",
+    "overlap_chance",
+    "repetition_fraction",
+    "rollout_tally",
+    "sequence_reward",
+    "tally",
+    "truncated",
+]

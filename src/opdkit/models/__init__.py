@@ -1,0 +1,1 @@
+"""Models: loading, the head, the student module, sampler and teacher."""

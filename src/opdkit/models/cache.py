@@ -1,0 +1,179 @@
+"""One key-value cache for rows of any length, admitted at any time.
+
+All rows write the same column. A row admitted at column c has its prompt in the columns before c; what lies left of a row's
+own start is masked:
+
+    column     0 1 2 3 4 5 6
+    row 0      p p p p y y ·        start 0, first response token at column 4
+    row 1      - - p p y y ·        start 2
+    row 2      - - - - - p ·        start 5, admitted when column 6 was next
+
+Letters: R rows in the cache, P prompts of one prefill, L prompt tokens, C columns, H key-value heads, d their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROOM = 256   # columns allocated ahead of need
+
+
+class Prefilled:
+    """Collects what a body hands to its cache during one prefill: per layer keys and values [P, H, L, d]."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.states: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        assert layer == len(self.states), "a layer shares or skips its cache"
+        self.states.append((key, value))
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+class KVCache:
+    """Keys and values of all layers, [slots, H, C, d] each; the rows in use are the first `rows` ones.
+
+    Duck-types what a transformers body asks of `past_key_values` while it decodes one token per row.
+    """
+
+    is_compileable = False
+
+    def __init__(self, slots: int, *, dtype: torch.dtype | None = None):
+        self.slots = slots
+        self.dtype = dtype                  # of keys and values; None keeps what the body hands over
+        self.column = 0                     # next to be written
+        self.low = 0                        # first column any row uses
+        self.starts: list[int] = []         # first column of each row
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    @property
+    def rows(self) -> int:
+        return len(self.starts)
+
+    @property
+    def padded(self) -> bool:
+        return max(self.starts) > self.low
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one column, [R, H, 1, d]; views of all columns in use, [R, H, C, d], come back."""
+        keys, values = self.keys[layer][: self.rows], self.values[layer][: self.rows]
+        keys[:, :, self.column] = key[:, :, 0]
+        values[:, :, self.column] = value[:, :, 0]
+        return keys[:, :, self.low : self.column + 1], values[:, :, self.low : self.column + 1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.column - self.low
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.column - self.low
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.column - self.low + query_length, 0
+
+    def admit(self, states: Sequence[tuple[Tensor, Tensor]], *, lengths: Sequence[int], source: Sequence[int]) -> None:
+        """Append one row per entry of `source`: which prompt of a right-padded prefill it continues.
+
+        While rows are in the cache, a prompt must fit left of the current column: admit the longest prompts first.
+        """
+        widest = max(lengths)
+        if not self.starts:
+            self.column = self.low = widest
+        assert widest <= self.column, "prompts are admitted longest first"
+        self._make_room(states)
+        place = _placement(lengths, source, device=states[0][0].device)
+        rows, columns = slice(self.rows, self.rows + len(source)), slice(self.column - widest, self.column)
+        for layer, (key, value) in enumerate(states):
+            self.keys[layer][rows, :, columns] = _placed(key, place)
+            self.values[layer][rows, :, columns] = _placed(value, place)
+        self.starts += [self.column - lengths[p] for p in source]
+        self.low = min(self.starts)
+
+    def advance(self) -> None:
+        """The current column has been written by every layer."""
+        self.column += 1
+        self._make_room(())
+
+    def drop(self, gone: Sequence[int]) -> list[int]:
+        """Remove rows; the last ones move into the holes. Returns which old row each remaining row was.
+
+        Costs a copy of the moved rows only, so a row can go the moment it is done.
+        """
+        keep = [row for row in range(self.rows) if row not in set(gone)]
+        holes = [row for row in gone if row < len(keep)]
+        movers = [row for row in keep if row >= len(keep)]
+        order = list(range(len(keep)))
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole] = mover
+        if holes:
+            self._move(movers, holes)
+        self.starts = [self.starts[row] for row in order]
+        self.low = min(self.starts, default=0)
+        return order
+
+    def _move(self, movers: list[int], holes: list[int]) -> None:
+        used = slice(self.low, self.column)
+        to = torch.tensor(holes, device=self.keys[0].device)
+        of = torch.tensor(movers, device=self.keys[0].device)
+        for buffer in (*self.keys, *self.values):
+            buffer[to, :, used] = buffer[of, :, used]
+
+    def _make_room(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Allocate before the first row; later, when the columns run out, keep those in use and half as many again.
+
+        Zeros, not garbage: a masked column still enters the attention's sum, with weight 0, and 0 × nan is nan.
+        """
+        if not self.keys:
+            for key, value in states:
+                self.keys.append(self._zeros(key, self.column + _ROOM))
+                self.values.append(self._zeros(value, self.column + _ROOM))
+            return
+        if self.column < self.keys[0].shape[2]:
+            return
+        used = self.column - self.low
+        for buffers in (self.keys, self.values):
+            for layer, old in enumerate(buffers):
+                new = self._zeros(old, used + max(_ROOM, used // 2))
+                new[: self.rows, :, :used] = old[: self.rows, :, self.low : self.column]
+                buffers[layer] = new
+        self.starts = [start - self.low for start in self.starts]
+        self.low, self.column = 0, used
+
+    def _zeros(self, like: Tensor, columns: int) -> Tensor:
+        _, heads, _, width = like.shape
+        return like.new_zeros((self.slots, heads, columns, width), dtype=self.dtype or like.dtype)
+
+
+def _placement(lengths: Sequence[int], source: Sequence[int], *, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """(prompt of each row, which prompt position each of the last L columns takes); None where all lengths are equal.
+
+    Columns left of a row's start take position 0: any finite value will do there.
+    """
+    of = torch.tensor(source, device=device)
+    widest = max(lengths)
+    if min(lengths) == widest:
+        return of, None
+    shift = torch.tensor([widest - lengths[p] for p in source], device=device)
+    position = (torch.arange(widest, device=device) - shift[:, None]).clamp_(min=0)
+    return of, position[:, None, :, None]
+
+
+def _placed(state: Tensor, place: tuple[Tensor, Tensor | None]) -> Tensor:
+    of, position = place
+    rows = state[of]
+    return rows if position is None else rows.take_along_dim(position, dim=2)

@@ -1,0 +1,197 @@
+"""The student: a causal LM whose forward is the loss, so that hooks of FSDP2, tied weights and checkpointing all work.
+
+One forward = body over padded rows → packed response positions → the head's chunks, where objective and diagnostics see
+student and teacher side by side. Returns the summed loss and what was noted on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdkit.diagnostics import Measures, concatenate, measure
+from opdkit.models.head import Head, columns_loss, fused_loss
+from opdkit.models.load import LoadedModel
+from opdkit.models.teacher import teacher_dist
+from opdkit.objectives import Objective
+from opdkit.support import ColumnDist, Dist, RowDist, in_set
+from opdkit.types import MicroBatch, Support
+
+
+@dataclass
+class Notes:
+    """What a forward saw, per packed position, detached. `index` arrays say which positions of the step they belong to."""
+
+    measures: list[Measures] = field(default_factory=list)
+    measured_index: list[Tensor] = field(default_factory=list)
+    student_logp: list[Tensor] = field(default_factory=list)     # of sampled tokens
+    teacher_logp: list[Tensor] = field(default_factory=list)
+    sampled_index: list[Tensor] = field(default_factory=list)
+
+    def extend(self, other: Notes) -> None:
+        for name in ("measures", "measured_index", "student_logp", "teacher_logp", "sampled_index"):
+            getattr(self, name).extend(getattr(other, name))
+
+    def packed(self) -> tuple[Measures, Tensor]:
+        """All measures one after another, with the step's packed index of each."""
+        index = torch.cat(self.measured_index) if self.measured_index else torch.empty(0, dtype=torch.long)
+        return concatenate(self.measures), index
+
+
+class Student(nn.Module):
+    """The trained model. `forward(micro, objective)` is the whole differentiable part of a step."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        temperature: float = 1.0,
+        compute: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
+        chunk_rows: int = 0,
+        k: int = 16,
+        ks: Sequence[int] = (),
+    ):
+        super().__init__()
+        self.model = loaded.model
+        self.loaded = loaded
+        self.head = loaded.head.at_temperature(temperature)
+        self.compute = compute
+        self.chunk_rows = chunk_rows
+        self.k, self.ks = min(k, self.head.rows), tuple(x for x in ks if x <= self.head.rows)
+        _silence_dropout(self.model)
+        self.model.requires_grad_(True)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.train()
+
+    def forward(
+        self, micro: MicroBatch, objective: Objective, teacher_head: Head | None = None
+    ) -> tuple[Tensor, Notes]:
+        hidden = self._packed_hidden(micro)
+        notes = Notes()
+        if objective.columns_only and micro.support is not None:
+            return self._columns(hidden, micro, objective, teacher_head, notes), notes
+        return self._rows(hidden, micro, objective, teacher_head, notes), notes
+
+    def _packed_hidden(self, micro: MicroBatch) -> Tensor:
+        """[N, D]: the states that predict the response tokens. Rows are right-padded; causal attention never sees padding."""
+        with self._autocast(micro.input_ids.device):
+            states = self.model.base_model(input_ids=micro.input_ids, use_cache=False).last_hidden_state
+        packed = states.flatten(0, 1).index_select(0, micro.gather)
+        return packed if self.compute is None else packed.to(self.compute)
+
+    def _rows(
+        self, hidden: Tensor, micro: MicroBatch, objective: Objective, teacher_head: Head | None, notes: Notes
+    ) -> Tensor:
+        """Full rows, a chunk at a time: any support, any divergence; diagnostics from the chunk that is there anyway."""
+        assert micro.teacher is not None
+        scores = micro.teacher
+
+        def loss(logits: Tensor, part: slice) -> Tensor:
+            sampled_ids = micro.sampled_ids[part]
+            student = RowDist(logits, sampled_ids=sampled_ids)
+            teacher = teacher_dist(scores, teacher_head, part=part, sampled_ids=sampled_ids)
+            support = objective.support(student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part))
+            self._note(notes, micro, part, student, teacher)
+            return _weighted(objective.local(student, teacher, support), micro.weight[part])
+
+        return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
+
+    def _columns(
+        self, hidden: Tensor, micro: MicroBatch, objective: Objective, teacher_head: Head | None, notes: Notes
+    ) -> Tensor:
+        """Only the support's columns of both heads; diagnostics on the measured positions alone."""
+        assert micro.teacher is not None and micro.support is not None and micro.support.ids is not None
+        scores, ids = micro.teacher, micro.support.ids
+
+        def loss(logits: Tensor, part: slice) -> Tensor:
+            student = ColumnDist(logits, ids=ids[part])
+            teacher: Dist
+            if scores.hidden is not None:
+                assert teacher_head is not None
+                teacher = ColumnDist(teacher_head.columns(scores.hidden[part], ids[part]), ids=ids[part])
+            else:
+                teacher = teacher_dist(scores, None, part=part, sampled_ids=micro.sampled_ids[part])
+            support = _cut(micro.support, part)
+            assert support is not None
+            return _weighted(objective.local(student, teacher, support), micro.weight[part])
+
+        self._note_sample(hidden.detach(), micro, teacher_head, notes)
+        return columns_loss(hidden, self.head, ids, loss)
+
+    @torch.no_grad()
+    def _note(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist, teacher: Dist) -> None:
+        """Sampled log-probs everywhere (they are by-products), the full set of diagnostics where `measured` says."""
+        notes.student_logp.append(student.sampled.detach())
+        notes.teacher_logp.append(teacher.sampled.detach())
+        notes.sampled_index.append(micro.index[part])
+        here = micro.measured[part].nonzero()[:, 0]
+        if len(here):
+            self._measure(notes, micro, here + part.start, student.rows(here), _rows_of(teacher, here, micro, part))
+
+    @torch.no_grad()
+    def _note_sample(self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes) -> None:
+        assert micro.teacher is not None
+        for here in micro.measured.nonzero()[:, 0].split(self.head.chunk_rows(self.chunk_rows)):
+            sampled_ids = micro.sampled_ids[here]
+            student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
+            teacher = teacher_dist(micro.teacher, teacher_head, part=here, sampled_ids=sampled_ids)
+            notes.student_logp.append(student.sampled)
+            notes.teacher_logp.append(teacher.sampled)
+            notes.sampled_index.append(micro.index[here])
+            self._measure(notes, micro, here, student, teacher)
+
+    def _measure(self, notes: Notes, micro: MicroBatch, here: Tensor, student: RowDist, teacher: Dist) -> None:
+        measures = dict(measure(student, teacher, k=self.k, ks=self.ks))
+        if micro.sampler_logp is not None:
+            gap = (student.sampled - micro.sampler_logp[here]).abs()
+            measures["sampler_mismatch"] = (gap, torch.ones_like(gap))
+        if micro.support is not None and micro.support.ids is not None and micro.support.source == "sampler":
+            ids = micro.support.ids[here]
+            missed = (~in_set(ids, student.topk(ids.shape[-1])[0])).to(gap_dtype(student)).mean(-1)
+            measures["support_mismatch"] = (missed, torch.ones_like(missed))
+        notes.measures.append(measures)
+        notes.measured_index.append(micro.index[here])
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        if self.compute is None or self.compute == next(self.model.parameters()).dtype:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.compute)
+
+
+def gap_dtype(student: RowDist) -> torch.dtype:
+    return student.logits.dtype
+
+
+def _weighted(loss: Tensor, weight: Tensor) -> Tensor:
+    """Σ weight · loss over positions that train; selected, not multiplied away."""
+    return torch.where(weight > 0, loss * weight.to(loss.dtype), 0.0).sum()
+
+
+def _cut(support: Support | None, part: slice) -> Support | None:
+    if support is None or support.ids is None or support.keep is None:
+        return support
+    return Support(ids=support.ids[part], keep=support.keep[part], source=support.source, version=support.version)
+
+
+def _rows_of(teacher: Dist, here: Tensor, micro: MicroBatch, part: slice) -> Dist:
+    if isinstance(teacher, RowDist):
+        return teacher.rows(here)
+    assert micro.teacher is not None
+    index = here + part.start
+    return teacher_dist(micro.teacher, None, part=index, sampled_ids=micro.sampled_ids[index])
+
+
+def _silence_dropout(model: nn.Module) -> None:
+    """Nothing draws from the global generator, and the rollout's distribution is the trained one."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  (mypy: nn.Module attributes are tensors or modules)

@@ -1,0 +1,146 @@
+"""The local teacher: scores response positions of rollouts with a frozen model in this process.
+
+What it sends is chosen by `payload`: `hidden` states (with its head lent to the learner's chunks everything can be
+computed, nothing of size V travels), or log-probs at ids, the way a scoring server answers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from opdkit.models.batching import length_groups
+from opdkit.models.head import Head, read
+from opdkit.models.load import LoadedModel, describe
+from opdkit.support import Dist, RowDist, StoredDist
+from opdkit.types import Needs, Rollout, Scores
+
+OFFERS: dict[str, Needs] = {
+    "hidden": Needs(sampled=True, top_k=1 << 30, at_ids=True, entropy=True, full=True),
+    "ids": Needs(sampled=True, top_k=1 << 30, at_ids=True, entropy=True, full=False),
+}
+"""What each payload can give; `train/plan.py` compares it with what is needed before anything is loaded."""
+
+
+class LocalTeacher:
+    """A frozen causal LM. `score` reads prompt + response of every rollout once and returns response positions only."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        temperature: float = 1.0,
+        payload: Literal["hidden", "ids"] = "hidden",
+        batch_tokens: int = 16384,
+        round_to_bfloat16: bool = False,
+    ):
+        """`round_to_bfloat16`: weights are rounded before the first score, and the error of doing so is kept."""
+        self.loaded = loaded
+        self.temperature = temperature
+        self.payload = payload
+        self.batch_tokens = batch_tokens
+        self.offers = OFFERS[payload]
+        self.rounding_pending = round_to_bfloat16
+        self.rounding_kl: float | None = None       # mean KL(float32 ‖ bfloat16), nats
+        loaded.model.requires_grad_(False)
+
+    @property
+    def head(self) -> Head:
+        """The head lent to the learner's chunks, at the teacher's temperature."""
+        return self.loaded.head.at_temperature(self.temperature)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.loaded.fingerprint
+
+    @torch.no_grad()
+    def score(
+        self, rollouts: Sequence[Rollout], *, needs: Needs, ids: Sequence[Tensor] | None = None
+    ) -> list[Scores]:
+        """One `Scores` per rollout, [T, …] at response positions. `ids` [T, S] per rollout for `needs.at_ids`."""
+        if self.rounding_pending and rollouts:
+            self.rounding_kl, self.rounding_pending = self.to_bfloat16(rollouts), False
+        scores: list[Scores | None] = [None] * len(rollouts)
+        for rows in length_groups([_length(r) for r in rollouts], budget=self.batch_tokens):
+            for i, hidden in zip(rows, self._hidden([rollouts[i] for i in rows]), strict=True):
+                scores[i] = self._pack(rollouts[i], hidden, needs, None if ids is None else ids[i])
+        return [s for s in scores if s is not None]
+
+    def _hidden(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """[T, D] per rollout: the states that predict its response tokens. Right padding needs no mask under causal attention."""
+        device = self.loaded.device
+        prompts = [list(r.teacher_prompt_ids or r.prompt.ids) for r in rollouts]
+        lengths = [len(p) + r.length for p, r in zip(prompts, rollouts, strict=True)]
+        ids = torch.zeros(len(rollouts), max(lengths), dtype=torch.long)
+        for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
+            ids[row, : lengths[row]] = torch.tensor(prompt + list(rollout.response_ids))
+        states = self.loaded.body(input_ids=ids.to(device), use_cache=False).last_hidden_state
+        return [
+            states[row, len(prompt) - 1 : length - 1].clone()
+            for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+        ]
+
+    def _pack(self, rollout: Rollout, hidden: Tensor, needs: Needs, ids: Tensor | None) -> Scores:
+        if self.payload == "hidden":
+            return Scores(fingerprint=self.fingerprint, temperature=self.temperature, hidden=hidden)
+        return read(
+            hidden,
+            self.head,
+            needs=needs,
+            sampled_ids=torch.tensor(rollout.response_ids, device=hidden.device),
+            ids=None if ids is None else ids.to(hidden.device),
+            fingerprint=self.fingerprint,
+        )
+
+    def to_bfloat16(self, rollouts: Sequence[Rollout]) -> float:
+        """Convert the weights; returns mean KL(float32 ‖ bfloat16) in nats over the rollouts' response positions."""
+        exact = torch.cat([h for r in rollouts for h in self._hidden([r])]).float()
+        head = self.head
+        exact_logp = [RowDist(head.logits(h)).full for h in exact.split(64)]
+        self.loaded.model.to(torch.bfloat16)
+        rounded = torch.cat([h for r in rollouts for h in self._hidden([r])])
+        errors = [
+            (p.exp() * (p - RowDist(head.logits(h)).full)).sum(-1)
+            for p, h in zip(exact_logp, rounded.split(64), strict=True)
+        ]
+        return float(torch.cat(errors).mean())
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Take these weights: how a teacher that is the student's earlier copy moves on."""
+        self.loaded.model.load_state_dict(state)
+
+
+def frozen_copy(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> LoadedModel:
+    """The same model again, with weights of its own: a student's earlier copy."""
+    model: Any = copy.deepcopy(loaded.model)
+    if dtype is not None:
+        model = model.to(dtype)
+    return describe(model.requires_grad_(False).eval(), loaded.tokenizer, name=f"{loaded.name} (copy)", rows=loaded.head.rows)
+
+
+def teacher_dist(scores: Scores, head: Head | None, *, part: Any, sampled_ids: Tensor) -> Dist:
+    """The teacher at some packed positions: rows from lent hidden states, or the log-probs that were sent."""
+    if scores.hidden is not None:
+        assert head is not None, "hidden states need the head they belong to"
+        return RowDist(head.logits(scores.hidden[part]), sampled_ids=sampled_ids)
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[part]
+
+    return StoredDist(
+        sampled=cut(scores.sampled),
+        sampled_ids=sampled_ids,
+        at_ids=cut(scores.at_ids),
+        at_logp=cut(scores.at_logp),
+        topk_ids=cut(scores.topk_ids),
+        topk_logp=cut(scores.topk_logp),
+        entropy=cut(scores.entropy),
+    )
+
+
+def _length(rollout: Rollout) -> int:
+    return len(rollout.teacher_prompt_ids or rollout.prompt.ids) + rollout.length

@@ -1,0 +1,69 @@
+"""Divergences token by token. p is the student, q the teacher, both log-probs in nats.
+
+Each divergence is D(p, q) = Σ_v g(p_v, q_v). `value` is g; `advantage` is −∂g/∂p_v up to a constant that does
+not depend on v (it cancels over the full vocabulary because Σ p ∇log p = 0), so that
+
+    ∇D = − Σ_v p_v · advantage_v · ∇log p_v        (full vocabulary)
+
+reverse_kl   KL(p‖q) = Σ p (log p − log q)                               advantage  log q − log p
+forward_kl   KL(q‖p) = Σ q (log q − log p)                               advantage  q / p
+js           β KL(q‖m) + (1−β) KL(p‖m),  m = β q + (1−β) p               advantage  (1−β) (log m − log p)
+             GKD, arXiv 2306.13649. ∂g/∂p = (1−β)(log p/m + 1 − (β q + (1−β) p)/m) = (1−β) log p/m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Terms = Callable[[Float[Tensor, "N S"], Float[Tensor, "N S"], float], Float[Tensor, "N S"]]
+
+
+@dataclass(frozen=True)
+class DivergenceTerms:
+    """`value(student_logp, teacher_logp, beta)` and `advantage(…)`, both [N, S]."""
+
+    value: Terms
+    advantage: Terms
+
+
+def _reverse_value(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    return p.exp() * (p - q)
+
+
+def _reverse_advantage(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    return q - p
+
+
+def _forward_value(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    return q.exp() * (q - p)
+
+
+def _forward_advantage(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    return (q - p).exp()
+
+
+def _mixture(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    """log(β q + (1−β) p)."""
+    return torch.logaddexp(q + math.log(beta), p + math.log1p(-beta))
+
+
+def _js_value(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    m = _mixture(p, q, beta)
+    return beta * q.exp() * (q - m) + (1 - beta) * p.exp() * (p - m)
+
+
+def _js_advantage(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    return (1 - beta) * (_mixture(p, q, beta) - p)
+
+
+DIVERGENCES: dict[str, DivergenceTerms] = {
+    "reverse_kl": DivergenceTerms(_reverse_value, _reverse_advantage),
+    "forward_kl": DivergenceTerms(_forward_value, _forward_advantage),
+    "js": DivergenceTerms(_js_value, _js_advantage),
+}

@@ -1,0 +1,169 @@
+"""The objective: which tokens are compared, by which divergence, through which estimator, with which weight.
+
+Two halves. `prepare(batch)` sees the whole step and returns only what couples positions (`Signal`).
+`local(…)` is pure and positionwise; it runs inside the head's chunks: nothing it needs is larger than one.
+
+With support S_t, P_S = Σ_S p and Q_S = Σ_S q, the three ways to weigh are (p, q over the whole vocabulary)
+
+    normalisation   weights w(v)   log-ratio inside the advantage   log-prob that is pushed
+    none            p(v)           log q − log p                    log p
+    weights         p(v) / P_S     log q − log p                    log p    the released code, preset paper
+    both            p(v) / P_S     log q̄ − log p̄                    log p̄    Eq. 5: p̄, q̄ sum to 1 over S
+
+`score_function` has the gradient −Σ_S w(v)·advantage(v)·∇log p(v), weight and advantage detached, K terms per
+position (one scalar per position times ∇log p(y_t) would have zero mean). `exact` differentiates the value.
+
+Known relation (arXiv 2604.13016, tested): with normalisation "weights" the score function's gradient is
+∇KL(p̄‖q̄) + [KL(p̄‖q̄) + log(P_S/Q_S)]·∇log P_S: Eq. 5 plus a term on the mass inside S. On the full
+vocabulary all agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opdkit.config.objective import ObjectiveConfig
+from opdkit.objectives.divergence import DIVERGENCES
+from opdkit.support import Dist, choose
+from opdkit.types import Batch, Needs, Signal, Support
+
+_SOURCES: dict[str, tuple[str, ...]] = {
+    "sampled": (),
+    "student_top_k": ("sampler", "student_forward"),
+    "teacher_top_k": ("teacher",),
+    "full": (),
+}
+"""Where ids that came with the batch must be from to serve as this kind of support."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A record of choices plus the maths they name."""
+
+    spec: ObjectiveConfig
+
+    @property
+    def columns_only(self) -> bool:
+        """Both sides renormalised on a set: the normaliser over V cancels, log p̄ = z − logsumexp_S z."""
+        return self.spec.normalisation == "both" and self.spec.support in ("student_top_k", "teacher_top_k")
+
+    @property
+    def student_needs(self) -> Needs:
+        kind = self.spec.support
+        return Needs(
+            sampled=kind == "sampled",
+            top_k=self.spec.k if kind == "student_top_k" else 0,
+            at_ids=kind == "teacher_top_k",
+            full=kind == "full",
+        )
+
+    @property
+    def teacher_needs(self) -> Needs:
+        kind = self.spec.support
+        return Needs(
+            sampled=kind == "sampled",
+            top_k=self.spec.k if kind == "teacher_top_k" else 0,
+            at_ids=kind == "student_top_k",
+            full=kind == "full",
+        )
+
+    def prepare(self, batch: Batch) -> Signal:
+        """One weight per packed response position: 1 where the token is trained on, 0 elsewhere."""
+        return Signal(weight=batch.trained.to(torch.float32))
+
+    def support(
+        self, student: Dist, teacher: Dist, *, sampled_ids: Tensor, given: Support | None = None
+    ) -> Support:
+        """The support of a chunk: the one that came with the batch if it is of this kind, else chosen from
+        what is at hand."""
+        if given is not None and given.source in _SOURCES[self.spec.support]:
+            return given
+        return choose(
+            self.spec.support, k=self.spec.k, student=student, teacher=teacher, sampled_ids=sampled_ids
+        )
+
+    def local(self, student: Dist, teacher: Dist, support: Support) -> Float[Tensor, " N"]:
+        """Loss per position, in nats: the divergence's value over the support, the estimator's gradient."""
+        p, q, keep = self._columns(student, teacher, support)
+        if self.spec.support == "sampled":
+            return _one_sample(p, q)
+        if self.spec.estimator == "exact":
+            return self._value(p, q, keep)
+        return self._score_function(p, q, keep)
+
+    def _columns(
+        self, student: Dist, teacher: Dist, support: Support
+    ) -> tuple[Float[Tensor, "N S"], Float[Tensor, "N S"], Tensor | None]:
+        """Student and teacher log-probs on the support, renormalised there if the objective says so.
+
+        Slots not kept become 0 at once, before any product: a nan there would come back in the backward.
+        """
+        if support.is_full:
+            return student.full, teacher.full, None
+        assert support.ids is not None
+        assert self.columns_only or (student.normalised and teacher.normalised), "columns serve Eq. 5 only"
+        keep = support.keep
+        p, q = _select(student.at(support.ids), keep), _select(teacher.at(support.ids), keep)
+        if self.spec.normalisation == "both":
+            return _renormalise(p, keep), _renormalise(q, keep), keep
+        return p, q, keep
+
+    def _value(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, " N"]:
+        """Σ_S g(p, q), divided by P_S where only the weights are normalised."""
+        terms = _kept_sum(DIVERGENCES[self.spec.divergence].value(p, q, self.spec.beta), keep)
+        if self.spec.normalisation == "weights" and keep is not None:
+            return terms / _mass(p, keep)
+        return terms
+
+    def _score_function(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, " N"]:
+        """Value of the weighted divergence, gradient −Σ w·advantage·∇log p with w and advantage detached."""
+        old, teacher = p.detach(), q.detach()
+        advantage = DIVERGENCES[self.spec.divergence].advantage(old, teacher, self.spec.beta)
+        weight = self._weights(old, teacher, keep)
+        surrogate = _kept_sum(-weight * advantage * p, keep)
+        if self.spec.weights == "student":
+            value = self._value(old, teacher, keep)
+        else:
+            value = _kept_sum(-weight * advantage, keep)
+        return value + surrogate - surrogate.detach()
+
+    def _weights(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, "N S"]:
+        """Candidate weights: student p, teacher q or uniform; over kept slots they sum to 1 unless `none`."""
+        logits = {"student": p, "teacher": q, "uniform": torch.zeros_like(p)}[self.spec.weights]
+        if self.spec.normalisation == "none":
+            return logits.exp()
+        return _renormalise(logits, keep).exp()
+
+
+def _one_sample(p: Float[Tensor, "N 1"], q: Float[Tensor, "N 1"]) -> Float[Tensor, " N"]:
+    """Eq. 3: value log p(y) − log q(y), gradient −(log q − log p)·∇log p(y); its mean over y is ∇KL(p‖q)."""
+    log_ratio = (p - q).detach()[:, 0]
+    surrogate = log_ratio * p[:, 0]
+    return log_ratio + surrogate - surrogate.detach()
+
+
+def _renormalise(logp: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tensor, "N S"]:
+    """log p̄ = log p − logsumexp over kept slots; 0 in the others."""
+    if keep is None:
+        return logp.log_softmax(-1)
+    lowest = torch.finfo(logp.dtype).min
+    kept = torch.where(keep, logp, lowest)
+    return torch.where(keep, logp - kept.logsumexp(-1, keepdim=True), 0.0)
+
+
+def _kept_sum(terms: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tensor, " N"]:
+    return _select(terms, keep).sum(-1)
+
+
+def _select(terms: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tensor, "N S"]:
+    return terms if keep is None else torch.where(keep, terms, 0.0)
+
+
+def _mass(logp: Float[Tensor, "N S"], keep: Tensor) -> Float[Tensor, " N"]:
+    """P_S; 1 where nothing is kept, so that an empty set contributes exactly 0."""
+    mass = torch.where(keep, logp, torch.finfo(logp.dtype).min).exp().sum(-1)
+    return torch.where(keep.any(-1), mass, 1.0)

@@ -1,0 +1,111 @@
+"use strict";
+// Draws every plot of the page from the JSON beside it. Strings of a run reach plotly through label(), because
+// plotly reads a little markup in names; nothing here makes HTML from data.
+(() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const boxes = Array.from(document.querySelectorAll(".plot"));
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const hidden = new Set();   // runs switched off
+  const logarithmic = new Set();
+
+  const label = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const color = (index) => css(`--series-${index % 8}`);
+  const faint = (hex) => `${hex}b3`;   // 70 % opaque
+
+  function axis(title, more) {
+    const grid = css("--grid");
+    return {
+      title: { text: title, standoff: 8, font: { size: 11, color: css("--muted") } },
+      gridcolor: grid, zerolinecolor: grid, linecolor: grid, tickfont: { size: 11 },
+      automargin: true, fixedrange: false, ...more,
+    };
+  }
+
+  function line(trace) {
+    const few = trace.x.length <= 24;
+    const drawn = {
+      type: "scatter", name: label(trace.name), x: trace.x, y: trace.y, mode: few ? "lines+markers" : "lines",
+      line: { color: color(trace.color), width: trace.dash === "dot" ? 1.5 : 1.8, dash: trace.dash },
+      marker: { size: 5 }, visible: !hidden.has(trace.run), hovertemplate: "%{y:.4~g}",
+    };
+    if (trace.error) {
+      drawn.error_y = { type: "data", symmetric: false, array: trace.error.plus, arrayminus: trace.error.minus,
+        thickness: 1.2, width: 4 };
+    }
+    return drawn;
+  }
+
+  function area(trace) {
+    const drawn = line(trace);
+    return { ...drawn, mode: "lines", stackgroup: "all", line: { ...drawn.line, width: 0.6 },
+      fillcolor: faint(color(trace.color)) };
+  }
+
+  function heat(trace, figure) {
+    const scale = ["--heat-0", "--heat-1", "--heat-2", "--heat-3"].map((name, i) => [i / 3, css(name)]);
+    return {
+      type: "heatmap", x: trace.x, y: trace.y, z: trace.z, colorscale: scale,
+      zmin: figure.range ? figure.range[0] : undefined, zmax: figure.range ? figure.range[1] : undefined,
+      colorbar: { thickness: 8, outlinewidth: 0, tickfont: { size: 10 }, len: 1, title: { text: figure.unit,
+        side: "right", font: { size: 11, color: css("--muted") } } },
+      hovertemplate: "step %{x}<br>from position %{y}<br>%{z:.4~g}<extra></extra>",
+    };
+  }
+
+  function layout(figure, index) {
+    const map = figure.kind === "heatmap";
+    return {
+      height: 250, margin: { l: 8, r: 10, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--font"), size: 12, color: css("--text") },
+      showlegend: false, hovermode: map ? "closest" : "x unified",
+      hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), namelength: -1, align: "left",
+        font: { family: css("--font"), size: 12, color: css("--text") } },
+      xaxis: axis(figure.x, { showgrid: false, nticks: 8, unifiedhovertitle: { text: `${figure.x} %{x}` } }),
+      yaxis: map ? axis("response position (tokens)") : axis(figure.unit, {
+        type: logarithmic.has(index) ? "log" : "linear",
+        exponentformat: "power", dtick: logarithmic.has(index) ? "D1" : undefined, nticks: 6 }),
+    };
+  }
+
+  function draw(index) {
+    const figure = figures[index];
+    const shape = { lines: line, stack: area, heatmap: heat }[figure.kind];
+    const traces = figure.traces.map((trace) => shape(trace, figure));
+    return Plotly.react(boxes[index], traces, layout(figure, index), { displayModeBar: false, responsive: true });
+  }
+
+  // One plot per task, so that the page can be read and scrolled while the rest is drawn.
+  async function drawAll() {
+    for (let index = 0; index < figures.length; index += 1) {
+      await draw(index);
+      await new Promise((resolve) => setTimeout(resolve));
+    }
+    document.documentElement.dataset.drawn = String(figures.length);
+  }
+
+  function toggle(button) {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(on));
+    return on;
+  }
+
+  for (const button of document.querySelectorAll("button[data-run]")) {
+    button.addEventListener("click", () => {
+      const run = Number(button.dataset.run);
+      if (toggle(button)) hidden.delete(run); else hidden.add(run);
+      drawAll();
+    });
+  }
+
+  for (const button of document.querySelectorAll("button[data-log]")) {
+    const index = boxes.indexOf(button.closest("figure").querySelector(".plot"));
+    button.addEventListener("click", () => {
+      if (toggle(button)) logarithmic.add(index); else logarithmic.delete(index);
+      draw(index);
+    });
+  }
+
+  dark.addEventListener("change", drawAll);
+  drawAll();
+})();

@@ -1,0 +1,105 @@
+"""Which curves stand together (`panels.toml`), narrowed to what the runs logged."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: metrics that share an axis. A metric in `dotted` is a reference line, not a result."""
+
+    metrics: tuple[str, ...]
+    unit: str
+    caption: str
+    equation: str = ""
+    title: str = ""
+    dotted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    key: str
+    title: str
+    lead: str
+    panels: tuple[Panel, ...]
+
+
+OTHER = Group("other", "Other metrics", "Logged by the run and not known to this report.", ())
+
+_AT_K = re.compile(r"overlap_ratio_at_([1-9][0-9]{0,8})")
+_BY_POSITION = re.compile(r"by_position/([0-9]{1,9})/(.+)", re.DOTALL)
+
+
+def groups(names: Iterable[str]) -> list[Group]:
+    """The groups with what `names` can fill; a metric no group knows is shown under "other"."""
+    present = [name for name in names if not is_stacked(name) and position_of(name) is None]
+    known = [_with_at_k(group, present) if group.key == "alignment" else group for group in _catalogue()]
+    kept = [replace(group, panels=_present(group.panels, present)) for group in known]
+    claimed = {metric for group in kept for panel in group.panels for metric in panel.metrics}
+    rest = tuple(_plain(name) for name in present if name not in claimed)
+    return [*kept, *([replace(OTHER, panels=rest)] if rest else [])]
+
+
+def is_stacked(name: str) -> bool:
+    """`seconds/…` other than the whole step: parts that add up, drawn as one stack per run."""
+    return name.startswith("seconds/") and name != "seconds/step"
+
+
+def position_of(name: str) -> tuple[int, str] | None:
+    """The bin's first position and the quantity of a `by_position/START/NAME`, else None.
+
+    >>> position_of("by_position/64/reverse_kl"), position_of("loss")
+    ((64, 'reverse_kl'), None)
+    """
+    found = _BY_POSITION.fullmatch(name)
+    return (int(found[1]), found[2]) if found else None
+
+
+def heatmaps(names: Iterable[str]) -> list[Panel]:
+    """Quantities logged by position, those the paper draws first."""
+    known = _contents()["heatmap"]
+    logged = list(dict.fromkeys(place[1] for name in names if (place := position_of(name))))
+    ordered = [name for name in known if name in logged] + [name for name in logged if name not in known]
+    blank = {"unit": "", "caption": "By place in the response."}
+    return [Panel(metrics=(name,), **known.get(name, blank)) for name in ordered]
+
+
+@cache
+def _contents() -> Mapping[str, Any]:
+    return tomllib.loads((files("opdkit.report") / "panels.toml").read_text(encoding="utf-8"))
+
+
+def _catalogue() -> list[Group]:
+    return [
+        Group(**(group | {"panels": tuple(map(_panel, group["panels"]))})) for group in _contents()["group"]
+    ]
+
+
+def _panel(table: Mapping[str, Any]) -> Panel:
+    return Panel(**{**table, "metrics": tuple(table["metrics"])})
+
+
+def _present(panels: Iterable[Panel], names: list[str]) -> tuple[Panel, ...]:
+    kept = (replace(panel, metrics=tuple(m for m in panel.metrics if m in names)) for panel in panels)
+    return tuple(panel for panel in kept if panel.metrics)
+
+
+def _with_at_k(group: Group, names: list[str]) -> Group:
+    widths = sorted(int(found[1]) for name in names if (found := _AT_K.fullmatch(name)))
+    return replace(group, panels=group.panels + tuple(map(_at_k, widths)))
+
+
+def _at_k(k: int) -> Panel:
+    ratio, chance = f"overlap_ratio_at_{k}", f"overlap_chance_at_{k}"
+    what = "the most probable token" if k == 1 else f"the {k} most probable tokens"
+    caption = f"Overlap of {what}, beside what two unrelated models would share by chance (k ÷ V, dotted)."
+    return Panel((ratio, chance), "fraction", caption, "Eq. 6", title=ratio, dotted=(chance,))
+
+
+def _plain(name: str) -> Panel:
+    return Panel((name,), "", "Logged by the run; its meaning is not known to this report.")

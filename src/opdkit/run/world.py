@@ -1,0 +1,101 @@
+"""The world of ranks: one process, or several under torchrun with FSDP2. World size 1 is the same path without traffic."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class World:
+    """Who we are among the ranks, and the few reductions the learner needs."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.size > 1:
+            if device.type == "cuda":
+                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+                torch.cuda.set_device(self.device)
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks, float64."""
+        return self._reduce(values.to(torch.float64), dist.ReduceOp.SUM)
+
+    def max(self, values: Tensor) -> Tensor:
+        return self._reduce(values.to(torch.float64), dist.ReduceOp.MAX)
+
+    def _reduce(self, values: Tensor, op: Any) -> Tensor:
+        if self.size == 1:
+            return values
+        moved = values.to(self.device)
+        dist.all_reduce(moved, op=op)
+        return moved.to(values.device)
+
+    def gather(self, value: Any) -> list[Any]:
+        """JSON data of every rank, in rank order; travels as bytes of JSON, not as pickles."""
+        if self.size == 1:
+            return [value]
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+        width = int(self.max(torch.tensor([len(data)])).item())
+        padded = torch.zeros(width, dtype=torch.uint8, device=self.device)
+        padded[: len(data)] = data.to(self.device)
+        everyone = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(everyone, padded)
+        return [json.loads(bytes(part.cpu().tolist()).rstrip(b"\0")) for part in everyone]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def shard(self, module: nn.Module, layers: Iterable[nn.Module]) -> nn.Module:
+        """FSDP2: each layer a unit, the rest (embedding, norm, head; tied or not) the root. Gradients are summed over
+        ranks, because the learner has already divided by the global token count. A single process is left as it is."""
+        if self.size == 1:
+            return module
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for layer in layers:
+            _summed(fully_shard(layer, mesh=mesh))
+        return _summed(fully_shard(module, mesh=mesh))
+
+
+def _summed(module: Any) -> Any:
+    module.set_gradient_divide_factor(1.0)
+    return module
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one (a collective: every rank must call it); a plain tensor as it is."""
+    full = getattr(tensor, "full_tensor", None)
+    return full() if full is not None else tensor
+
+
+def like(full: Tensor, target: Tensor) -> Tensor:
+    """`full` laid out as `target` is: sharded the same way, or plain."""
+    mesh = getattr(target, "device_mesh", None)
+    if mesh is None:
+        return full.to(device=target.device, dtype=full.dtype)
+    from torch.distributed.tensor import distribute_tensor
+
+    placements = target.placements  # type: ignore[attr-defined]
+    return distribute_tensor(full.to(target.device), mesh, placements)

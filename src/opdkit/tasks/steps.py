@@ -1,0 +1,38 @@
+"""Which prompts a step uses: a function of (seed, step), so a resume needs no replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+from opdkit.types import Prompt
+
+
+def step_prompts(prompts: Sequence[Prompt], *, step: int, seed: int, count: int) -> list[Prompt]:
+    """The `count` prompts of `step` (from 0): a walk through one permutation per epoch, each drawn from (seed, epoch).
+
+    Step s takes the walk's places s·count … (s+1)·count − 1, so an epoch holds every prompt once, and a step may lie
+    across two epochs or, with a small set, hold a prompt more than once.
+
+    >>> ps = [Prompt(id=name) for name in "abc"]
+    >>> two_epochs = [p.id for step in range(3) for p in step_prompts(ps, step=step, seed=0, count=2)]
+    >>> sorted(two_epochs[:3]), sorted(two_epochs[3:])
+    (['a', 'b', 'c'], ['a', 'b', 'c'])
+    """
+    assert prompts and step >= 0 and count >= 0, "prompts is not empty, step counts from 0"
+    chosen = []
+    for place in range(step * count, (step + 1) * count):
+        epoch, offset = divmod(place, len(prompts))
+        chosen.append(prompts[_permutation(len(prompts), seed, epoch)[offset]])
+    return chosen
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """Sorted by a hash: the same on every machine and release, which no library promises for its shuffle."""
+
+    def draw(i: int) -> bytes:
+        return blake2b(f"{seed}:{epoch}:{i}".encode(), digest_size=16).digest()
+
+    return tuple(sorted(range(size), key=draw))

@@ -1,0 +1,145 @@
+"""The one place that knows the layout: rollouts of a step → packed `Batch` → `MicroBatch`es for single forwards.
+
+Packed order is rollout after rollout, response position after response position: two responses of lengths 2 and 3 give
+row = [0 0 1 1 1] and depth = [0 1 0 1 2].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from opdkit.models.batching import length_groups
+from opdkit.support.select import of_ids
+from opdkit.types import Batch, MicroBatch, Rollout, Scores, Signal, Support
+
+
+def collate(
+    rollouts: Sequence[Rollout],
+    scores: Sequence[Scores],
+    *,
+    measured_positions: int = 0,
+    seed: int = 0,
+    step: int = 0,
+    early_ids: Sequence[Tensor] | None = None,
+    early_source: str = "sampler",
+) -> Batch:
+    """One step's rollouts, packed. `measured_positions` of them are drawn for diagnostics, by (seed, step); 0 = all.
+
+    `early_ids` [T, S] per rollout are candidates that had to be known before the learner's forward.
+    """
+    lengths = [r.length for r in rollouts]
+    total = sum(lengths)
+    row = torch.repeat_interleave(torch.arange(len(rollouts)), torch.tensor(lengths, dtype=torch.long))
+    depth = torch.cat([torch.arange(n) for n in lengths]) if lengths else torch.empty(0, dtype=torch.long)
+    trained = [r.trained or (True,) * r.length for r in rollouts]
+    return Batch(
+        rollouts=tuple(rollouts),
+        scores={"teacher": tuple(scores)} if scores else {},
+        row=row,
+        depth=depth,
+        sampled_ids=torch.tensor([i for r in rollouts for i in r.response_ids], dtype=torch.long),
+        trained=torch.tensor([t for row_trained in trained for t in row_trained], dtype=torch.bool),
+        measured=_measured(total, measured_positions, seed=seed, step=step),
+        sampler_logp=_packed([r.logp for r in rollouts]),
+        support=_early_support(early_ids, early_source),
+    )
+
+
+def _measured(total: int, positions: int, *, seed: int, step: int) -> Tensor:
+    """A mask over `total` positions with `positions` drawn without replacement (all, if 0 or not enough)."""
+    if positions == 0 or positions >= total:
+        return torch.ones(total, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    mask = torch.zeros(total, dtype=torch.bool)
+    mask[torch.randperm(total, generator=generator)[:positions]] = True
+    return mask
+
+
+def _packed(columns: Sequence[Tensor | None]) -> Tensor | None:
+    present = [c for c in columns if c is not None]
+    return torch.cat(present) if present and len(present) == len(columns) else None
+
+
+def _early_support(ids: Sequence[Tensor] | None, source: str) -> Support | None:
+    if ids is None:
+        return None
+    return of_ids(torch.cat(list(ids)), source="teacher" if source == "teacher" else "sampler")
+
+
+def micro_batches(
+    batch: Batch, signal: Signal, *, budget: int, device: torch.device, at_least: int = 0
+) -> Iterator[MicroBatch]:
+    """The batch in forwards of at most `budget` padded tokens, rows of like length together, longest first.
+
+    Longest first, so that a batch which does not fit in memory fails at once. `at_least` pads with empty ones: ranks must
+    run the same number of forwards.
+    """
+    starts = _starts(batch)
+    groups = row_groups(batch.rollouts, budget=budget)
+    for rows in groups:
+        yield _micro(batch, signal, rows, starts, device)
+    for _ in range(at_least - len(groups)):
+        yield _micro(batch, signal, [], starts, device)
+
+
+def row_groups(rollouts: Sequence[Rollout], *, budget: int) -> list[list[int]]:
+    """Rollouts per forward; one without a response trains nothing and is left out."""
+    answered = [i for i, r in enumerate(rollouts) if r.length]
+    lengths = [len(rollouts[i].prompt.ids) + rollouts[i].length for i in answered]
+    return [[answered[j] for j in group] for group in length_groups(lengths, budget=budget)]
+
+
+def _starts(batch: Batch) -> list[int]:
+    starts, total = [], 0
+    for rollout in batch.rollouts:
+        starts.append(total)
+        total += rollout.length
+    return starts
+
+
+def _micro(batch: Batch, signal: Signal, rows: Sequence[int], starts: Sequence[int], device: torch.device) -> MicroBatch:
+    rollouts = [batch.rollouts[i] for i in rows]
+    width = max((len(r.prompt.ids) + r.length for r in rollouts), default=1)
+    input_ids = torch.zeros(max(len(rows), 1), width, dtype=torch.long)
+    gather, index = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
+    for b, (i, rollout) in enumerate(zip(rows, rollouts, strict=True)):
+        tokens = torch.tensor([*rollout.prompt.ids, *rollout.response_ids])
+        input_ids[b, : len(tokens)] = tokens
+        first = b * width + len(rollout.prompt.ids) - 1            # the state of the last prompt token predicts token 0
+        gather.append(torch.arange(first, first + rollout.length))
+        index.append(torch.arange(starts[i], starts[i] + rollout.length))
+    packed = torch.cat(index)
+    return MicroBatch(
+        input_ids=input_ids.to(device),
+        gather=torch.cat(gather).to(device),
+        sampled_ids=batch.sampled_ids[packed].to(device),
+        weight=signal.weight[packed].to(device),
+        measured=batch.measured[packed].to(device),
+        index=packed.to(device),
+        sampler_logp=None if batch.sampler_logp is None else batch.sampler_logp[packed].to(device),
+        support=_support_at(batch.support, packed, device),
+        teacher=_scores_of([batch.scores["teacher"][i] for i in rows], device) if "teacher" in batch.scores else None,
+    )
+
+
+def _support_at(support: Support | None, index: Tensor, device: torch.device) -> Support | None:
+    if support is None or support.ids is None or support.keep is None:
+        return support
+    ids, keep = support.ids.to(index.device)[index].to(device), support.keep.to(index.device)[index].to(device)
+    return Support(ids=ids, keep=keep, source=support.source, version=support.version)
+
+
+def _scores_of(scores: Sequence[Scores], device: torch.device) -> Scores:
+    """Scores of several rollouts packed one after another."""
+    columns: dict[str, Tensor] = {}
+    for name in ("sampled", "topk_ids", "topk_logp", "at_ids", "at_logp", "entropy", "hidden"):
+        parts = [getattr(s, name) for s in scores]
+        present = [p for p in parts if p is not None]
+        assert len(present) in (0, len(parts)), f"some rollouts have {name} and some have not"
+        if present:
+            columns[name] = torch.cat(present).to(device)
+    first = scores[0] if scores else Scores(fingerprint="")
+    return Scores(fingerprint=first.fingerprint, temperature=first.temperature, **columns)

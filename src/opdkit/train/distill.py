@@ -1,0 +1,193 @@
+"""THE loop: on-policy distillation.
+
+One step = feed (prompts → rollouts → grades → scores) → collate → prepare → update → publish → log; evaluate and save by a
+visible `every`. A resumed run continues bit for bit: prompts, random streams and measured positions depend on (seed, step) only.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from opdkit.config import Config
+from opdkit.models.load import pick_device
+from opdkit.run.checkpoint import save_checkpoint
+from opdkit.run.signals import Stop
+from opdkit.run.world import World
+from opdkit.tasks import load_task
+from opdkit.train.collate import collate
+from opdkit.train.evaluate import evaluate
+from opdkit.train.record import metrics_row, rollout_rows
+from opdkit.train.stage import Stage, set_stage
+from opdkit.types import Finding
+
+
+class Talk(Protocol):
+    """Where progress goes: the command line's printer, or nowhere."""
+
+    def note(self, text: str) -> None: ...
+    def step(self, row: dict[str, Any], steps: int) -> None: ...
+    def evaluation(self, row: dict[str, Any]) -> None: ...
+
+
+class Silent:
+    """Nowhere."""
+
+    def note(self, text: str) -> None: ...
+    def step(self, row: dict[str, Any], steps: int) -> None: ...
+    def evaluation(self, row: dict[str, Any]) -> None: ...
+
+
+def distill(config: Config, *, resume: Path | None = None, talk: Talk | None = None) -> int:
+    """Run to the end or to a signal. Returns the exit code: 0 done; 143 or 130, saved and stopped by a signal.
+
+    Raises UserError before anything expensive for input that cannot work, RunError for a run that had to stop.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world = World(pick_device(config.device))
+    try:
+        with Stop() as stop, load_task(config.task) as task:
+            stage = set_stage(config, world=world, task=task, resume=resume)
+            return _loop(stage, stop, (talk if world.main else None) or Silent())
+    finally:
+        world.close()
+
+
+def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
+    cfg, feed, learner, teacher, objective = stage.config, stage.feed, stage.learner, stage.teacher, stage.plan.objective
+    feed.publish(learner)
+    if stage.start == 0:
+        for finding in stage.findings:
+            _tell(stage, finding, talk)
+        _examine(stage, 0, talk, due=cfg.eval.at_ends)
+    began = time.perf_counter()
+    for step, rollouts, scores in feed:
+        done = step + 1
+        with feed.timed("update"):
+            batch = collate(
+                rollouts,
+                scores,
+                measured_positions=cfg.diagnostics.positions,
+                seed=cfg.seed,
+                step=step,
+                early_ids=feed.early_ids(rollouts, scores),
+                early_source=stage.plan.early_ids or "sampler",
+            )
+            signal = objective.prepare(batch)
+            update = learner.update(batch, signal, objective=objective, teacher_head=teacher.head, step=step)
+        feed.publish(learner)  # unchanged after a skipped step
+        _refresh_teacher(stage, done)
+
+        seconds = {**feed.seconds, "step": time.perf_counter() - began}
+        row = metrics_row(
+            done, update, rollouts, learner=learner, seconds=seconds, rows=stage.plan.rows, ks=cfg.diagnostics.ks
+        )
+        if stage.folder is not None:
+            stage.folder.log_metrics(done, row)
+            if due(done, cfg.save.rollouts_every):
+                stage.folder.log_rollouts(done, rollout_rows(done, rollouts[: cfg.save.rollouts], update))
+        talk.step(row, cfg.steps)
+        for finding in _step_findings(stage, done, skipped=update.skipped, row=row):
+            _tell(stage, finding, talk)
+
+        last = done == cfg.steps
+        _examine(stage, done, talk, due=due(done, cfg.eval.every) or (last and cfg.eval.at_ends))
+        stopping = _stopping(stage, stop)
+        if due(done, cfg.save.every) or last or stopping:
+            save(stage, done)
+        if stopping and not last:
+            talk.note(f"stopped by a signal after step {done}, saved; go on with: opd train --resume {cfg.run}")
+            return int(stop.exit_code)
+        began = time.perf_counter()
+    return 0
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something with this `every` happens at this step; 0 = never."""
+    return every > 0 and step % every == 0
+
+
+def save(stage: Stage, done: int) -> None:
+    """A checkpoint after `done` updates: a Hugging Face folder, optimizer tensors, counters. Gathered by all, written by one."""
+    learner = stage.learner
+    weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
+    if stage.config.teacher.type == "self" and stage.config.teacher.every > 0:
+        tensors["teacher"] = {k: v.clone() for k, v in stage.teacher.loaded.model.state_dict().items()}
+
+    def write(folder: Path) -> None:
+        learner.student.model.save_pretrained(folder / "model", state_dict=weights)
+        learner.student.loaded.tokenizer.save_pretrained(folder / "model")
+
+    if stage.folder is not None:
+        save_checkpoint(
+            stage.folder.path / "checkpoints",
+            done,
+            write=write,
+            tensors=tensors,
+            state={"learner": learner.state(), "world": stage.world.size},
+            keep=stage.config.save.keep,
+        )
+    stage.world.barrier()
+
+
+def _examine(stage: Stage, done: int, talk: Talk, *, due: bool) -> None:
+    """Evaluate the published student on the held-out prompts, if there are any."""
+    if not due or not stage.exam:
+        return
+    cfg = stage.config
+    row = evaluate(
+        stage.sampler, stage.task, stage.exam, cfg=cfg.eval, sampling=cfg.sampling, seed=cfg.seed, world=stage.world
+    )
+    row = {"step": done, **row}
+    if stage.folder is not None and not any(old["step"] == done for old in stage.folder.read_eval()):
+        stage.folder.log_eval(row)
+    talk.evaluation(row)
+
+
+def _refresh_teacher(stage: Stage, done: int) -> None:
+    """A teacher that is the student's earlier copy moves on every `teacher.every` steps."""
+    cfg = stage.config.teacher
+    if cfg.type == "self" and due(done, cfg.every):
+        stage.teacher.adopt(stage.learner.weights())
+
+
+def _stopping(stage: Stage, stop: Stop) -> bool:
+    """A signal to any rank stops all of them at the same step."""
+    return bool(stage.world.max(torch.tensor([float(stop.requested)])).item())
+
+
+def _step_findings(stage: Stage, done: int, *, skipped: bool, row: dict[str, float]) -> list[Finding]:
+    found = []
+    if skipped:
+        numbers = {name: row[name] for name in ("loss", "grad_norm") if name in row}
+        found.append(
+            Finding(
+                name="skipped_step",
+                severity="warning",
+                message="the loss or its gradient was not finite; the update was left out",
+                numbers=numbers,
+                remedy=f"opd train --resume {stage.config.run}  # with a lower optim.lr if it comes again",
+                step=done,
+            )
+        )
+    if done == stage.start + 1 and stage.teacher.rounding_kl is not None:
+        found.append(
+            Finding(
+                name="teacher_rounding",
+                severity="info",
+                message=f"bfloat16 moves the teacher by KL {stage.teacher.rounding_kl:.2g} nats per token",
+                numbers={"rounding_kl": stage.teacher.rounding_kl},
+                step=done,
+            )
+        )
+    return found
+
+
+def _tell(stage: Stage, finding: Finding, talk: Talk) -> None:
+    if stage.folder is not None:
+        stage.folder.log_finding(finding)
+    talk.note(f"{finding.severity}: {finding.message}" + (f"  [{finding.remedy}]" if finding.remedy else ""))

@@ -1,0 +1,107 @@
+"""The feed: for every step, prompts → rollouts → grades → scores. Sequential and on-policy; owns versions and timings.
+
+Prompts and random streams are functions of (seed, step), so a resumed run needs no replay. Under several ranks each takes
+whole prompts (all responses to one prompt stay on one rank).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdkit.config import Config
+from opdkit.run.world import World
+from opdkit.tasks import step_prompts
+from opdkit.train.plan import Plan
+from opdkit.types import Needs, Prompt, Rollout, Scores
+
+
+class Feed:
+    """Iterates over (step, rollouts, scores) from `start`; `step` counts finished updates, so the first is `start`."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        *,
+        prompts: Sequence[Prompt],
+        task: Any,
+        sampler: Any,
+        teacher: Any,
+        world: World,
+        start: int = 0,
+        teacher_prompt_ids: Mapping[str, tuple[int, ...]] | None = None,
+    ):
+        self.config, self.plan, self.prompts, self.world = config, plan, prompts, world
+        self.task, self.sampler, self.teacher, self.start = task, sampler, teacher, start
+        self.teacher_prompt_ids = teacher_prompt_ids or {}
+        self.seconds: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[tuple[int, list[Rollout], list[Scores]]]:
+        for step in range(self.start, self.config.steps):
+            self.seconds = {}
+            with self.timed("sample"):
+                rollouts = self._rollouts(step)
+            with self.timed("score"):
+                scores = self._scores(rollouts)
+            yield step, rollouts, scores
+
+    def _rollouts(self, step: int) -> list[Rollout]:
+        cfg = self.config
+        prompts = step_prompts(self.prompts, step=step, seed=cfg.seed, count=cfg.prompts_per_step)
+        mine = [_distinct(prompts, i) for i in range(self.world.rank, len(prompts), self.world.size)]
+        sampled = self.sampler.sample(
+            mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
+        )
+        return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
+
+    def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
+        ids = self.teacher_prompt_ids.get(rollout.prompt.id.partition("#")[0])
+        return rollout if ids is None else replace(rollout, teacher_prompt_ids=ids)
+
+    def _scores(self, rollouts: Sequence[Rollout]) -> list[Scores]:
+        needs = self.plan.teacher_needs
+        if self.plan.early_ids == "teacher":
+            needs = needs | Needs(top_k=self.config.objective.k)
+        ids = self.candidates(rollouts) if self.plan.early_ids == "sampler" else None
+        if ids is None:
+            needs = replace(needs, at_ids=False)
+        return self.teacher.score(rollouts, ids=ids, needs=needs)
+
+    def candidates(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """[T, S] per rollout: the student's top-k as the sampler saw it, the policy being the current one."""
+        width = self.plan.sampler_needs.top_k
+        return [torch.empty(0, width, dtype=torch.long) if r.topk_ids is None else r.topk_ids for r in rollouts]
+
+    def early_ids(self, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> list[Tensor] | None:
+        """Ids of the objective's support where they had to be known before the learner's forward."""
+        k = self.config.objective.k
+        if self.plan.early_ids == "teacher":
+            return [s.topk_ids[:, :k].cpu() for s in scores if s.topk_ids is not None]
+        if self.plan.early_ids == "sampler":
+            return [ids[:, :k] for ids in self.candidates(rollouts)]
+        return None
+
+    def publish(self, learner: Any) -> None:
+        """The sampler's weights become the learner's. Unchanged after a skipped step."""
+        with self.timed("sync"):
+            shared = self.world.size == 1
+            self.sampler.sync(None if shared else learner.weights(), version=learner.version)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _distinct(prompts: Sequence[Prompt], i: int) -> Prompt:
+    """A prompt drawn twice in one step (few prompts, many asked for) gets a stream of its own the second time."""
+    before = sum(1 for p in prompts[:i] if p.id == prompts[i].id)
+    return prompts[i] if before == 0 else replace(prompts[i], id=f"{prompts[i].id}#{before}")

@@ -1,0 +1,216 @@
+"""The learner: a student with its optimizer. One `update` is one optimizer step over one batch, or a counted skip.
+
+Normalisation happens once: the global number of trained tokens is known before the first backward, every micro-batch's
+summed loss is divided by it, gradients are summed over ranks. Any split into micro-batches or ranks gives the same
+gradient. World size 1 is the same path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdkit.config import LearnerConfig, OptimConfig
+from opdkit.diagnostics import by_position, by_sequence, sequence_reward, tally
+from opdkit.models.head import Head
+from opdkit.models.student import Notes, Student
+from opdkit.objectives import Objective
+from opdkit.run.world import World, like, whole
+from opdkit.train.collate import micro_batches, row_groups
+from opdkit.types import Batch, RunError, Signal, Tally
+
+COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step did. `sequences` are means per rollout (nan where nothing was measured), this rank's rollouts only."""
+
+    tally: Tally                            # summed over ranks
+    sequences: Mapping[str, Tensor]
+    grad_norm: float
+    skipped: bool
+
+
+class Learner:
+    """Student, optimizer, schedule, guards. `version` counts applied updates."""
+
+    def __init__(
+        self,
+        student: Student,
+        *,
+        optim: OptimConfig,
+        learner: LearnerConfig,
+        steps: int,
+        world: World,
+        bins: int = 8,
+        max_tokens: int = 256,
+    ):
+        self.student, self.optim, self.cfg, self.steps, self.world = student, optim, learner, steps, world
+        self.bins, self.max_tokens = bins, max_tokens
+        self.version = 0
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self.module = world.shard(student, _layers(student))
+        self.optimizer = torch.optim.AdamW(
+            _decayed(student, optim.weight_decay), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=world.size == 1
+        )
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def update(
+        self, batch: Batch, signal: Signal, *, objective: Objective, teacher_head: Head | None, step: int
+    ) -> Update:
+        """One optimizer step on `batch`; `step` counts from 0 and sets the learning rate."""
+        count = self._global_count(signal)
+        loss, notes = self._backward(batch, signal, objective, teacher_head, count)
+        norm = self._clip()
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if skipped:
+            self._skip(loss, norm)
+        else:
+            self._apply(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        tallied, sequences = self._tally(batch, notes, loss * count, count)
+        return Update(tally=tallied, sequences=sequences, grad_norm=norm, skipped=skipped)
+
+    def _global_count(self, signal: Signal) -> float:
+        """Trained tokens over all ranks; at least 1 so that an empty step is a step of nothing."""
+        return max(float(self.world.sum((signal.weight > 0).sum()).item()), 1.0)
+
+    def _backward(
+        self, batch: Batch, signal: Signal, objective: Objective, teacher_head: Head | None, count: float
+    ) -> tuple[float, Notes]:
+        """Gradients of Σ loss / count into the parameters; returns that loss over all ranks, and this rank's notes."""
+        budget = self.cfg.batch_tokens
+        mine = len(row_groups(batch.rollouts, budget=budget))
+        everyone = int(self.world.max(torch.tensor([float(mine)])).item())
+        device = next(self.student.parameters()).device
+        total, notes = torch.zeros((), dtype=torch.float64, device=device), Notes()
+        for micro in micro_batches(batch, signal, budget=budget, device=device, at_least=everyone):
+            loss, seen = self.module(micro, objective, teacher_head)
+            (loss / count).backward()
+            total += loss.detach().to(torch.float64)
+            notes.extend(seen)
+        return float(self.world.sum(total).item()) / count, notes
+
+    def _clip(self) -> float:
+        """Scales gradients to norm `optim.clip` at most; returns the norm before, over all ranks."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.student.parameters() if p.grad is not None])
+        norm = whole(norm)
+        if math.isfinite(float(norm)):
+            torch.nn.utils.clip_grads_with_norm_(list(self.student.parameters()), self.optim.clip, norm)
+        return float(norm)
+
+    def _apply(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optim, step=step, steps=self.steps)
+        self.optimizer.step()
+        self.version += 1
+        self.skipped_in_a_row = 0
+
+    def _skip(self, loss: float, norm: float) -> None:
+        """A non-finite loss or gradient never reaches the parameters. Every rank sees the same numbers and skips alike."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.cfg.skip_limit:
+            raise RunError(
+                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient (loss {loss}, norm {norm})",
+                hint="resume with a lower optim.lr, or learner.compute=float32",
+            )
+
+    # --- what is told -----------------------------------------------------------------------------------------------
+
+    def _tally(self, batch: Batch, notes: Notes, loss_sum: float, count: float) -> tuple[Tally, dict[str, Tensor]]:
+        """Measures over trained positions, by position bin, and per sequence; sums and counts added over ranks."""
+        measures, index = notes.packed()
+        index = index.cpu()
+        measures = {name: (s.cpu(), c.cpu()) for name, (s, c) in measures.items()}
+        here = tally(measures, keep=batch.trained[index])
+        here = here + by_position(measures, batch.depth[index], bins=self.bins, max_tokens=self.max_tokens)
+        sequences = dict(by_sequence(measures, batch.row[index], rows=len(batch.rollouts)))
+        sequences["sequence_reward"] = _sequence_rewards(batch, notes)
+        everywhere = self.summed(here) + Tally({"loss": (loss_sum, count)})
+        return everywhere, sequences
+
+    def summed(self, here: Tally) -> Tally:
+        """A tally of this rank's, added over ranks."""
+        if self.world.size == 1:
+            return here
+        everyone = self.world.gather({name: list(pair) for name, pair in here.entries.items()})
+        return Tally.total(Tally({name: (pair[0], pair[1]) for name, pair in e.items()}) for e in everyone)
+
+    # --- what is kept -----------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole weights by name, detached (a collective under FSDP2)."""
+        return {name: whole(t.detach()) for name, t in self.student.model.state_dict().items()}
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state by parameter name, whole, so that another world size can take it up."""
+        kept: dict[str, Tensor] = {}
+        for name, parameter in self.student.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                kept[f"{key}.{name}"] = whole(value.detach()).contiguous()
+        return kept
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take up optimizer tensors and counters of a checkpoint; weights are loaded with the model."""
+        for name, parameter in self.student.model.named_parameters():
+            found = {key.partition(".")[0]: t for key, t in tensors.items() if key.partition(".")[2] == name}
+            if found:
+                self.optimizer.state[parameter] = {
+                    key: value.clone() if key == "step" else like(value, parameter) for key, value in found.items()
+                }
+        self.version = int(state["version"])
+        self.skipped_steps = int(state["skipped_steps"])
+        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
+    """Linear warm-up over `warmup_steps`, then constant, or cosine to 0 at `steps`. `step` counts from 0.
+
+    >>> [round(learning_rate(OptimConfig(lr=1.0, warmup_steps=2), step=s, steps=4), 2) for s in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - optim.warmup_steps) / max(steps - optim.warmup_steps, 1)
+    return optim.lr * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _decayed(student: Student, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms, biases) do not."""
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _layers(student: Student) -> list[torch.nn.Module]:
+    layers = getattr(student.model.base_model, "layers", None)
+    return list(layers) if isinstance(layers, torch.nn.ModuleList) else []
+
+
+def _sequence_rewards(batch: Batch, notes: Notes) -> Tensor:
+    """r̄(y) = mean_t(log q(y_t) − log p(y_t)) per rollout, over the positions at which both were read."""
+    if not notes.sampled_index:
+        return torch.full((len(batch.rollouts),), math.nan)
+    index = torch.cat(notes.sampled_index).cpu()
+    student, teacher = torch.cat(notes.student_logp).cpu(), torch.cat(notes.teacher_logp).cpu()
+    return sequence_reward(student, teacher, batch.row[index], rows=len(batch.rollouts))

@@ -1,0 +1,94 @@
+"""What objective and diagnostics need against what sampler and teacher offer, settled before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from opdkit.config import Config
+from opdkit.models.load import open_config, open_tokenizer, shared_rows, vocabulary_rows
+from opdkit.models.teacher import OFFERS
+from opdkit.objectives import Objective
+from opdkit.types import Needs, UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How this run will get its numbers."""
+
+    objective: Objective
+    rows: int                      # vocabulary in use: the ids both tokenizers share
+    sampler_needs: Needs
+    teacher_needs: Needs
+    early_ids: str | None          # candidates known before the learner's forward: from the "sampler", the "teacher", or not
+    tokenizer: Any                 # the student's
+
+
+def make_plan(config: Config) -> Plan:
+    """Reads configs and tokenizers only. Raises UserError for what cannot work, with what would."""
+    objective = Objective(config.objective)
+    offers = OFFERS[config.teacher.payload]
+    _refuse_unmet(objective, offers, config.teacher.payload)
+    student_tokenizer, student_config = open_tokenizer(config.student), open_config(config.student)
+    rows = _shared(config, student_tokenizer, student_config)
+    _refuse_wide(config, rows)
+    early = _early_ids(objective, config.teacher.payload)
+    return Plan(
+        objective=objective,
+        rows=rows,
+        sampler_needs=Needs(sampled=True, top_k=_sampler_width(config, early, rows)),
+        teacher_needs=objective.teacher_needs | _diagnostic_needs(config, rows),
+        early_ids=early,
+        tokenizer=student_tokenizer,
+    )
+
+
+def _refuse_unmet(objective: Objective, offers: Needs, payload: str) -> None:
+    unmet = objective.teacher_needs.unmet(offers)
+    if unmet:
+        raise UserError(
+            f"the objective needs {', '.join(unmet)}, but a teacher with payload = \"{payload}\" gives "
+            "log-probs of sampled tokens, at ids, and its own top-k only",
+            hint='set objective.support = "teacher_top_k" or "student_top_k", or teacher.payload = "hidden"',
+        )
+
+
+def _shared(config: Config, student_tokenizer: Any, student_config: Any) -> int:
+    if config.teacher.type == "self":
+        return vocabulary_rows(student_tokenizer, student_config)
+    return shared_rows(
+        student_tokenizer,
+        open_tokenizer(config.teacher),
+        student_config=student_config,
+        teacher_config=open_config(config.teacher),
+    )
+
+
+def _refuse_wide(config: Config, rows: int) -> None:
+    """k and top_k beyond the vocabulary mean nothing."""
+    wide = {"objective.k": config.objective.k, "diagnostics.k": config.diagnostics.k, "sampling.top_k": config.sampling.top_k}
+    if config.objective.support not in ("student_top_k", "teacher_top_k"):
+        del wide["objective.k"]
+    for key, value in wide.items():
+        if value > rows:
+            raise UserError(f"{key} = {value} is larger than the vocabulary of {rows} shared tokens", hint=f"use {key}={min(16, rows)}")
+
+
+def _early_ids(objective: Objective, payload: str) -> str | None:
+    """Ids must be known before the learner's forward when only they are scored, or only their columns computed."""
+    if objective.spec.support == "teacher_top_k" and objective.columns_only:
+        return "teacher"
+    if objective.columns_only or payload == "ids":
+        return "sampler"
+    return None
+
+
+def _sampler_width(config: Config, early: str | None, rows: int) -> int:
+    if early != "sampler":
+        return 0
+    width = config.objective.k if config.objective.support == "student_top_k" else 0
+    return min(rows, max(width, config.diagnostics.k if config.teacher.payload == "ids" else 0))
+
+
+def _diagnostic_needs(config: Config, rows: int) -> Needs:
+    return Needs(sampled=True, top_k=min(rows, max([config.diagnostics.k, *config.diagnostics.ks])), at_ids=True, entropy=True)

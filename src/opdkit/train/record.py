@@ -1,0 +1,99 @@
+"""What a step leaves behind: one row of metrics.jsonl, and a sample of rollouts. Divides tallies, once."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from opdkit.diagnostics import auroc, derived, overlap_chance, rollout_tally
+from opdkit.train.learner import Learner, Update
+from opdkit.types import Rollout
+
+
+def metrics_row(
+    done: int,
+    update: Update,
+    rollouts: Sequence[Rollout],
+    *,
+    learner: Learner,
+    seconds: Mapping[str, float],
+    rows: int,
+    ks: Sequence[int],
+) -> dict[str, float]:
+    """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds sample, score, update, sync, step.
+    A collective: every rank calls it, and all get the row of all ranks' rollouts."""
+    tally = update.tally + learner.summed(rollout_tally(rollouts))
+    row: dict[str, float] = {"step": done, **tally.means(), **derived(tally)}
+    row |= {f"overlap_chance_at_{k}": overlap_chance(k, rows) for k in ks if k <= rows}
+    row |= _sequence_numbers(update, rollouts, learner)
+    row |= {
+        "grad_norm": update.grad_norm,
+        "learning_rate": float(learner.optimizer.param_groups[0]["lr"]),
+        "skipped_steps": learner.skipped_steps,
+        "staleness": sum(learner.version - int(not update.skipped) - r.policy_version for r in rollouts) / max(len(rollouts), 1),
+        "measured_positions": tally.entries.get("overlap_ratio", (0.0, 0.0))[1],
+        "tokens_per_second": tally.entries["response_length"][0] / max(seconds["step"], 1e-9),
+        "memory/peak_mb": peak_mb(learner.world.device),
+        **{f"seconds/{name}": value for name, value in seconds.items()},
+    }
+    return row
+
+
+def _sequence_numbers(update: Update, rollouts: Sequence[Rollout], learner: Learner) -> dict[str, float]:
+    """Mean sequence reward, and its AUROC against correctness where responses were graded (arXiv 2604.13016, 6.2)."""
+    pairs = [
+        [reward, right(rollout)]
+        for reward, rollout in zip(update.sequences["sequence_reward"].tolist(), rollouts, strict=True)
+        if reward == reward                         # nan: no position of this response was read
+    ]
+    everyone = [pair for part in learner.world.gather(pairs) for pair in part]
+    numbers = {}
+    if everyone:
+        numbers["sequence_reward"] = sum(r for r, _ in everyone) / len(everyone)
+    graded = [(r, s) for r, s in everyone if s is not None]
+    area = auroc([r for r, _ in graded], [bool(s) for _, s in graded]) if graded else None
+    return numbers if area is None else numbers | {"sequence_reward_auroc": area}
+
+
+def right(rollout: Rollout) -> bool | None:
+    """Whether a response counts as correct (score ≥ 0.5); None without a score."""
+    if rollout.grade is None or rollout.grade.score is None:
+        return None
+    return rollout.grade.score >= 0.5
+
+
+def rollout_rows(done: int, rollouts: Sequence[Rollout], update: Update) -> list[dict[str, Any]]:
+    """Rows of rollouts/step_N.jsonl: text for people, ids for tools, and what was measured per sequence."""
+    return [
+        {
+            "step": done,
+            "id": r.prompt.id,
+            "sample": r.sample,
+            "prompt": r.prompt.text if r.prompt.text is not None else [dict(m) for m in r.prompt.messages or ()],
+            "response": r.text,
+            "finish_reason": r.finish_reason,
+            "score": None if r.grade is None else r.grade.score,
+            "length": r.length,
+            "prompt_ids": list(r.prompt.ids),
+            "response_ids": list(r.response_ids),
+            "policy_version": r.policy_version,
+            **{name: _finite(values[i].item()) for name, values in update.sequences.items()},
+        }
+        for i, r in enumerate(rollouts)
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value else None
+
+
+def peak_mb(device: torch.device) -> float:
+    """Largest memory so far: allocated on the GPU, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / 1024 if sys.platform != "darwin" else kib / 2**20

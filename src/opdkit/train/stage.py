@@ -1,0 +1,208 @@
+"""Everything a run needs on stage before the first step: task, plan, folder, checkpoint, models, learner, feed.
+
+Cheap refusals come first (plan, prompts, folder); weights are read last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdkit.config import Config, ModelConfig, dump_toml
+from opdkit.models.load import LoadedModel, open_config, open_model
+from opdkit.models.sampler import LocalSampler
+from opdkit.models.student import Student
+from opdkit.models.teacher import LocalTeacher, frozen_copy
+from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
+from opdkit.run.folder import RunFolder, environment
+from opdkit.run.world import World
+from opdkit.tasks import encode, fit
+from opdkit.train.feed import Feed
+from opdkit.train.learner import COMPUTE, Learner
+from opdkit.train.plan import Plan, make_plan
+from opdkit.types import Finding, Prompt
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint that was read: after `step` updates."""
+
+    path: Path
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What lives while a run runs. `folder` is None on ranks other than the first: one hand writes."""
+
+    config: Config
+    plan: Plan
+    world: World
+    task: Any
+    exam: Sequence[Prompt]
+    folder: RunFolder | None
+    start: int
+    learner: Learner
+    sampler: LocalSampler
+    teacher: LocalTeacher
+    feed: Feed
+    findings: tuple[Finding, ...]
+
+
+def set_stage(config: Config, *, world: World, task: Any, resume: Path | None = None) -> Stage:
+    """Raises UserError for input that cannot work, before weights are read and before the run folder exists."""
+    plan = make_plan(config)
+    prompts, exam, findings = encoded_prompts(config, task, plan)
+    folder = _open_folder(config, resume, world)
+    saved = _saved(resume) if resume is not None else None
+    start = saved.step if saved is not None else 0
+    if resume is not None and folder is not None:
+        folder.rewind(start)
+    loaded = _student_model(config, plan, world, saved)
+    teacher = _teacher(config, plan, world, loaded, saved)
+    sampler = LocalSampler(loaded if world.size == 1 else frozen_copy(loaded), compute=_compute(config))
+    learner = make_learner(config, loaded, world)
+    if saved is not None:
+        learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
+    feed = Feed(
+        config,
+        plan,
+        prompts=prompts,
+        task=task,
+        sampler=sampler,
+        teacher=teacher,
+        world=world,
+        start=start,
+        teacher_prompt_ids=_teacher_prompt_ids(config, prompts, plan),
+    )
+    return Stage(
+        config, plan, world, task, exam, folder, start, learner, sampler, teacher, feed, tuple(findings)
+    )
+
+
+def encoded_prompts(config: Config, task: Any, plan: Plan) -> tuple[list[Prompt], list[Prompt], list[Finding]]:
+    """Training and evaluation prompts with ids; those that leave no room for a response are dropped and told."""
+    room = _max_prompt_tokens(config)
+    kept, findings = [], []
+    for name, prompts in (("training", task.train), ("evaluation", task.evaluation)):
+        if not prompts:
+            kept.append([])
+            continue
+        fitting, dropped = fit(encode(prompts, plan.tokenizer, config.task), max_prompt_tokens=room)
+        kept.append(list(fitting))
+        if dropped:
+            findings.append(
+                Finding(
+                    name="prompts_dropped",
+                    severity="warning",
+                    message=f"{len(dropped)} of {len(prompts)} {name} prompts are longer than {room} tokens and were left out",
+                    numbers={"dropped": len(dropped), "prompts": len(prompts), "max_prompt_tokens": room},
+                    remedy=f"opd train … sampling.max_tokens={max(1, config.sampling.max_tokens // 2)}",
+                )
+            )
+    return kept[0], kept[1], findings
+
+
+def _max_prompt_tokens(config: Config) -> int:
+    """What both contexts leave for a prompt beside a longest response."""
+    contexts = [_context(config.student)]
+    if config.teacher.type == "local":
+        contexts.append(_context(config.teacher))
+    return max(min(contexts) - config.sampling.max_tokens, 0)
+
+
+def _context(ref: Any) -> int:
+    return int(getattr(open_config(ref).get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+
+
+def _open_folder(config: Config, resume: Path | None, world: World) -> RunFolder | None:
+    """Created or reopened by the first rank only; the others wait, so that a refusal reaches all of them."""
+    folder = None
+    if world.main:
+        if resume is not None:
+            folder = RunFolder.open(resume)
+        else:
+            folder = RunFolder.create(config.run, config_toml=dump_toml(config), env=environment())
+    world.barrier()
+    return folder
+
+
+def _saved(resume: Path) -> Saved | None:
+    """The newest complete checkpoint; None when the run was killed before its first, so that it starts from step 0."""
+    found = latest_checkpoint(resume / "checkpoints")
+    if found is None:
+        return None
+    tensors, state = load_checkpoint(found.path)
+    return Saved(path=found.path, step=found.step, tensors=tensors, state=state)
+
+
+def _student_model(config: Config, plan: Plan, world: World, saved: Saved | None) -> LoadedModel:
+    ref = config.student
+    if saved is not None:
+        ref = ModelConfig(model=str(saved.path / "model"), dtype=config.student.dtype)
+    return open_model(ref, device=world.device, rows=plan.rows)
+
+
+def _teacher(config: Config, plan: Plan, world: World, student: LoadedModel, saved: Saved | None) -> LocalTeacher:
+    cfg = config.teacher
+    rounds = cfg.dtype == "bfloat16"
+    if cfg.type == "local":
+        ref = cfg.model_copy(update={"dtype": "float32"}) if rounds else cfg
+        loaded = open_model(ref, device=world.device, rows=plan.rows)
+    elif saved is None:
+        loaded = frozen_copy(student)
+    elif "teacher" in saved.tensors:
+        loaded = frozen_copy(student)
+        loaded.model.load_state_dict(dict(saved.tensors["teacher"]))
+    else:
+        loaded = open_model(config.student, device=world.device, rows=plan.rows)
+    if cfg.dtype == "float64":
+        loaded.model.to(torch.float64)
+    return LocalTeacher(
+        loaded,
+        temperature=cfg.temperature,
+        payload=cfg.payload,
+        batch_tokens=cfg.batch_tokens,
+        round_to_bfloat16=rounds,
+    )
+
+
+def make_learner(config: Config, loaded: LoadedModel, world: World) -> Learner:
+    student = Student(
+        loaded,
+        temperature=config.sampling.temperature,
+        compute=_compute(config),
+        gradient_checkpointing=config.learner.gradient_checkpointing,
+        chunk_rows=config.learner.chunk_rows,
+        k=config.diagnostics.k,
+        ks=config.diagnostics.ks,
+    )
+    return Learner(
+        student,
+        optim=config.optim,
+        learner=config.learner,
+        steps=config.steps,
+        world=world,
+        bins=config.diagnostics.bins,
+        max_tokens=config.sampling.max_tokens,
+    )
+
+
+def _compute(config: Config) -> torch.dtype | None:
+    """None where arithmetic is in the weights' own dtype."""
+    return None if config.learner.compute == config.student.dtype else COMPUTE[config.learner.compute]
+
+
+def _teacher_prompt_ids(config: Config, prompts: Sequence[Prompt], plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Prompt id → what the teacher reads instead, where it has a context of its own."""
+    if config.teacher.context is None:
+        return {}
+    bare = [replace(p, ids=()) for p in prompts]
+    return {p.id: p.ids for p in encode(bare, plan.tokenizer, config.task, system=config.teacher.context)}

@@ -1,0 +1,583 @@
+"""The objectives against the formulas they claim, in float64 on small vocabularies.
+
+p is the student, q the teacher, S the support, p̄ and q̄ the two renormalised over S, P_S and Q_S their masses in S.
+The oracle below is loops and autograd over explicit probabilities; it shares no code with the package. Every gradient
+is with respect to the student's logits.
+"""
+
+import itertools
+import math
+import typing
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from opdkit.config import PRESETS, ObjectiveConfig
+from opdkit.config.objective import Divergence, Estimator, Normalisation, SupportKind, Weights
+from opdkit.objectives import Objective
+from opdkit.support import ColumnDist, RowDist, StoredDist, choose
+from opdkit.types import Batch, Needs, Support
+
+VOCABULARY, POSITIONS, K = 9, 5, 4
+EXACT = 1e-12  # float64 on sums of a dozen terms
+
+properties = settings(max_examples=40, deadline=None, database=None)
+
+
+# --- two distributions, and a gradient ----------------------------------------------------------------------------
+
+
+def logits_pair(seed: int = 0, *, positions: int = POSITIONS, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, positions, vocabulary, generator=generator, dtype=torch.float64) * 1.5
+    return student, teacher
+
+
+def value_and_gradient(loss_of, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss per position, and d (Σ positions) / d logits."""
+    leaf = logits.clone().requires_grad_()
+    loss = loss_of(leaf)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
+    return loss.detach(), torch.zeros_like(logits) if gradient is None else gradient
+
+
+def config(**keys) -> ObjectiveConfig:
+    defaults = {"support": "student_top_k", "k": K, "divergence": "reverse_kl", "normalisation": "none"}
+    return ObjectiveConfig(**{**defaults, "estimator": "score_function", "weights": "student", **keys})
+
+
+def unchecked(**keys) -> ObjectiveConfig:
+    """A record the configuration refuses, for the proofs of why."""
+    return ObjectiveConfig.model_construct(**{**config().model_dump(), **keys})
+
+
+def local(spec: ObjectiveConfig, student: Tensor, teacher: Tensor, *, sampled: Tensor | None = None, support=None):
+    """(loss per position, gradient) of the package's objective."""
+    objective = Objective(spec)
+    sampled = torch.zeros(len(student), dtype=torch.long) if sampled is None else sampled
+    q = RowDist(teacher, sampled_ids=sampled)
+
+    def loss(z):
+        p = RowDist(z, sampled_ids=sampled)
+        chosen = support or objective.support(p, q, sampled_ids=sampled)
+        return objective.local(p, q, chosen)
+
+    return value_and_gradient(loss, student)
+
+
+def gradient_of(loss_of_row, student: Tensor) -> Tensor:
+    """Autograd of a scalar function of one row's probabilities, row by row."""
+    return torch.stack(
+        [value_and_gradient(lambda z, n=n: loss_of_row(z.softmax(-1), n), row)[1] for n, row in enumerate(student)]
+    )
+
+
+# --- the oracle ---------------------------------------------------------------------------------------------------
+
+
+def term(divergence: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
+    """g(p, q) of one token, from probabilities."""
+    if divergence == "reverse_kl":
+        return p * (p / q).log()
+    if divergence == "forward_kl":
+        return q * (q / p).log()
+    m = beta * q + (1 - beta) * p
+    return beta * q * (q / m).log() + (1 - beta) * p * (p / m).log()
+
+
+def advantage(divergence: str, beta: float, p: float, q: float) -> float:
+    """−∂g/∂p up to a constant, as numbers."""
+    if divergence == "reverse_kl":
+        return math.log(q) - math.log(p)
+    if divergence == "forward_kl":
+        return q / p
+    return (1 - beta) * (math.log(beta * q + (1 - beta) * p) - math.log(p))
+
+
+def candidates(spec: ObjectiveConfig, p: Tensor, q: Tensor, y: int) -> list[int]:
+    def largest(row: Tensor) -> list[int]:
+        return sorted(range(len(row)), key=lambda v: -float(row[v]))[: spec.k]
+
+    return {
+        "sampled": lambda: [y],
+        "student_top_k": lambda: largest(p),
+        "teacher_top_k": lambda: largest(q),
+        "full": lambda: list(range(len(p))),
+    }[spec.support]()
+
+
+def oracle_row(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tuple[Tensor, Tensor]:
+    """(value, the scalar whose autograd is the stated gradient) of one position, from probabilities."""
+    if not S:
+        return torch.zeros(()), torch.zeros(()) * p.sum()
+    P, Q = sum(p[v] for v in S), sum(q[v] for v in S)
+    both = spec.normalisation == "both"
+    p_S = [p[v] / P if both else p[v] for v in S]
+    q_S = [q[v] / Q if both else q[v] for v in S]
+    if spec.support == "sampled":
+        log_ratio = float((p_S[0] / q_S[0]).log())
+        return torch.tensor(log_ratio, dtype=p.dtype), log_ratio * p_S[0].log()
+    value = sum(term(spec.divergence, spec.beta, a, b) for a, b in zip(p_S, q_S, strict=True))
+    if spec.normalisation == "weights":
+        value = value / P
+    if spec.estimator == "exact":
+        return value, value
+    raw = {"student": p_S, "teacher": q_S, "uniform": [torch.ones(())] * len(S)}[spec.weights]
+    total = 1.0 if spec.normalisation == "none" else sum(float(w) for w in raw)
+    weight = [float(w) / total for w in raw]
+    gain = [advantage(spec.divergence, spec.beta, float(a), float(b)) for a, b in zip(p_S, q_S, strict=True)]
+    pushed = -sum(w * a * logp.log() for w, a, logp in zip(weight, gain, p_S, strict=True))
+    if spec.weights != "student":
+        value = torch.tensor(-sum(w * a for w, a in zip(weight, gain, strict=True)), dtype=p.dtype)
+    return value, pushed
+
+
+def oracle(spec, student, teacher, sampled, keep=None) -> tuple[Tensor, Tensor]:
+    values, gradients = [], []
+    for n in range(len(student)):
+        z = student[n].clone().requires_grad_()
+        p, q = z.exp() / z.exp().sum(), teacher[n].exp() / teacher[n].exp().sum()
+        S = candidates(spec, p.detach(), q, int(sampled[n]))
+        if keep is not None:
+            S = [v for v, kept in zip(S, keep[n].tolist(), strict=True) if kept]
+        value, pushed = oracle_row(spec, p, q, S)
+        values.append(value.detach().double())
+        gradients.append(torch.autograd.grad(pushed, z)[0])
+    return torch.stack(values), torch.stack(gradients)
+
+
+def accepted() -> list[ObjectiveConfig]:
+    names = ("support", "divergence", "normalisation", "estimator", "weights")
+    choices = map(typing.get_args, (SupportKind, Divergence, Normalisation, Estimator, Weights))
+    found = []
+    for combination in itertools.product(*choices):
+        try:
+            found.append(ObjectiveConfig(k=K, beta=0.3, **dict(zip(names, combination, strict=True))))
+        except ValidationError:
+            continue
+    return found
+
+
+ACCEPTED = accepted()
+
+
+def named(spec: ObjectiveConfig) -> str:
+    return f"{spec.support}-{spec.divergence}-{spec.normalisation}-{spec.estimator}-{spec.weights}"
+
+
+def test_how_many_objectives_there_are():
+    """Per set support: 3 divergences × 3 normalisations × 2 estimators, and for the score function of the reverse KL
+    3 normalisations × 2 further weights; for the sampled token the two names of weight 1."""
+    assert len(ACCEPTED) == 3 * (3 * 3 * 2 + 3 * 2) + 2
+
+
+@pytest.mark.parametrize("spec", ACCEPTED, ids=named)
+def test_every_objective_is_its_formula(spec):
+    student, teacher = logits_pair(1)
+    sampled = torch.tensor([0, 3, 8, 2, 5])
+    value, gradient = local(spec, student, teacher, sampled=sampled)
+    wanted_value, wanted_gradient = oracle(spec, student, teacher, sampled)
+    torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=0, atol=EXACT)
+    assert wanted_gradient.abs().max() > 1e-3  # the agreement is about something
+
+
+@pytest.mark.parametrize("spec", [s for s in ACCEPTED if s.support != "full"], ids=named)
+def test_only_kept_slots_count(spec):
+    student, teacher = logits_pair(2)
+    sampled = torch.tensor([1, 4, 0, 7, 6])
+    support = Objective(spec).support(RowDist(student), RowDist(teacher), sampled_ids=sampled)
+    keep = torch.rand(support.ids.shape, generator=torch.Generator().manual_seed(3)) < 0.6
+    keep[0], keep[1] = False, True
+    support = Support(ids=support.ids, keep=keep, source=support.source)
+    value, gradient = local(spec, student, teacher, sampled=sampled, support=support)
+    wanted_value, wanted_gradient = oracle(spec, student, teacher, sampled, keep)
+    torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=0, atol=EXACT)
+    assert value[0] == 0 and (gradient[0] == 0).all()  # an empty set: exactly nothing, not nearly
+
+
+# --- the full vocabulary ------------------------------------------------------------------------------------------
+
+
+def divergence_of_rows(name: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
+    return sum(term(name, beta, p[v], q[v]) for v in range(len(p)))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "score_function"])
+@pytest.mark.parametrize("normalisation", ["none", "weights", "both"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js"])
+def test_over_the_full_vocabulary_every_estimator_is_the_gradient_of_the_divergence(
+    divergence, normalisation, estimator
+):
+    """The constant dropped from the advantage cancels, since Σ_V p ∇log p = 0."""
+    student, teacher = logits_pair(4)
+    spec = config(
+        support="full", divergence=divergence, normalisation=normalisation, estimator=estimator, beta=0.7
+    )
+    value, gradient = local(spec, student, teacher)
+    q = teacher.softmax(-1)
+    wanted = gradient_of(lambda p, n: divergence_of_rows(divergence, 0.7, p, q[n]), student)
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=EXACT)
+    for n, p in enumerate(student.softmax(-1)):
+        assert float(value[n]) == pytest.approx(float(divergence_of_rows(divergence, 0.7, p, q[n])), abs=EXACT)
+
+
+def test_js_is_a_scaled_forward_kl_at_small_beta_and_a_scaled_reverse_kl_at_large_beta():
+    """js/β → KL(q‖p) as β → 0, js/(1−β) → KL(p‖q) as β → 1, values and gradients, with error falling as β does."""
+    student, teacher = logits_pair(5)
+    for name, end in (("forward_kl", lambda e: (e, e)), ("reverse_kl", lambda e: (1 - e, e))):
+        value, gradient = local(config(support="full", divergence=name, estimator="exact"), student, teacher)
+        errors = []
+        for small in (1e-3, 1e-5):
+            beta, scale = end(small)
+            js = config(support="full", divergence="js", estimator="exact", beta=beta)
+            js_value, js_gradient = local(js, student, teacher)
+            errors.append(
+                max(float((js_value / scale - value).abs().max()), float((js_gradient / scale - gradient).abs().max()))
+            )
+        assert errors[0] < 0.1 and errors[1] < errors[0] / 50, (name, errors)
+
+
+# --- one sampled token --------------------------------------------------------------------------------------------
+
+
+def expectation_over_samples(spec: ObjectiveConfig, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_y p(y) · (value, gradient at y): every token drawn once, weighted by its probability."""
+    p = student.softmax(-1)
+    value, gradient = torch.zeros(len(student), dtype=p.dtype), torch.zeros_like(p)
+    for y in range(p.shape[-1]):
+        drawn = torch.full((len(student),), y)
+        value_y, gradient_y = local(spec, student, teacher, sampled=drawn)
+        value += p[:, y] * value_y
+        gradient += p[:, y, None] * gradient_y
+    return value, gradient
+
+
+def test_the_sampled_token_is_unbiased_for_the_reverse_kl_in_value_and_gradient():
+    student, teacher = logits_pair(6)
+    value, gradient = expectation_over_samples(ObjectiveConfig(preset="sampled"), student, teacher)
+    wanted_value, wanted_gradient = local(ObjectiveConfig(preset="full"), student, teacher)
+    torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=0, atol=EXACT)
+
+
+def test_differentiating_the_sampled_log_ratio_directly_has_zero_mean_gradient():
+    """∇(log p(y) − log q(y)) = ∇log p(y), and E_{y~p} ∇log p(y) = 0: why sampled + exact is refused."""
+    student, teacher = logits_pair(7)
+    p, q = student.softmax(-1), teacher.log_softmax(-1)
+    mean, largest = torch.zeros_like(student), 0.0
+    for y in range(VOCABULARY):
+        _, gradient = value_and_gradient(lambda z, y=y: z.log_softmax(-1)[:, y] - q[:, y], student)
+        mean += p[:, y, None] * gradient
+        largest = max(largest, float(gradient.abs().max()))
+    assert mean.abs().max() < EXACT and largest > 0.1
+    with pytest.raises(ValidationError, match="mean zero"):
+        config(support="sampled", estimator="exact")
+
+
+def test_one_scalar_per_position_carries_no_signal():
+    """A·∇log p(y_t) with any A that does not depend on y_t has zero mean, so candidates are never summed to one
+    advantage before they meet ∇log p: here A is the whole KL, and the true gradient is far from zero."""
+    student, teacher = logits_pair(8)
+    p = student.softmax(-1)
+    A, true_gradient = local(ObjectiveConfig(preset="full"), student, teacher)
+    mean = torch.zeros_like(student)
+    for y in range(VOCABULARY):
+        _, gradient = value_and_gradient(lambda z, y=y: -A * z.log_softmax(-1)[:, y], student)
+        mean += p[:, y, None] * gradient
+    assert mean.abs().max() < EXACT
+    assert true_gradient.abs().max() > 0.1
+
+
+# --- top-k --------------------------------------------------------------------------------------------------------
+
+
+def masses(student: Tensor, teacher: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    return student.softmax(-1).gather(-1, ids).sum(-1), teacher.softmax(-1).gather(-1, ids).sum(-1)
+
+
+def gradient_of_mass(student: Tensor, ids: Tensor, *, log: bool) -> Tensor:
+    def mass(p, n):
+        P = sum(p[v] for v in ids[n].tolist())
+        return P.log() if log else P
+
+    return gradient_of(mass, student)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, VOCABULARY])
+def test_the_released_code_is_eq5_plus_a_term_on_the_mass_in_the_support(k):
+    """g(paper) = ∇KL(p̄‖q̄) + [KL(p̄‖q̄) + log(P_S/Q_S)]·∇log P_S; over the whole vocabulary the term is gone."""
+    student, teacher = logits_pair(9)
+    ids = student.topk(k, -1).indices
+    _, paper = local(ObjectiveConfig(preset="paper", k=k), student, teacher)
+    kl, eq5 = local(unchecked(k=k, normalisation="both", estimator="exact"), student, teacher)
+    P, Q = masses(student, teacher, ids)
+    extra = (kl + (P / Q).log())[:, None] * gradient_of_mass(student, ids, log=True)
+    torch.testing.assert_close(paper, eq5 + extra, rtol=0, atol=EXACT)
+    assert (extra.abs().max() > 1e-2) == (k < VOCABULARY)
+
+
+@pytest.mark.parametrize("k", [1, 3, VOCABULARY])
+def test_truncating_without_renormalising_pulls_on_the_mass(k):
+    """∇Σ_S p log(p/q) − Σ_S p log(p/q) ∇log p = Σ_S p ∇log p = ∇P_S: the "+1" no longer cancels."""
+    student, teacher = logits_pair(10)
+    ids = student.topk(k, -1).indices
+    _, exact = local(config(k=k, estimator="exact"), student, teacher)
+    _, scored = local(config(k=k), student, teacher)
+    bias = gradient_of_mass(student, ids, log=False)
+    by_token = gradient_of(
+        lambda p, n: sum(float(p.detach()[v]) * p[v].log() for v in ids[n].tolist()), student
+    )
+    torch.testing.assert_close(exact - scored, bias, rtol=0, atol=EXACT)
+    torch.testing.assert_close(by_token, bias, rtol=0, atol=EXACT)
+    assert (bias.abs().max() > 1e-2) == (k < VOCABULARY)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js"])
+def test_where_both_are_renormalised_the_score_function_is_exact(divergence):
+    """Σ_S p̄ ∇log p̄ = 0, so the dropped constant cancels on S as it does on V."""
+    student, teacher = logits_pair(11)
+    keys = {"normalisation": "both", "divergence": divergence, "support": "teacher_top_k"}
+    _, exact = local(config(estimator="exact", **keys), student, teacher)
+    _, scored = local(config(estimator="score_function", **keys), student, teacher)
+    torch.testing.assert_close(scored, exact, rtol=0, atol=EXACT)
+    assert exact.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("estimator", ["exact", "score_function"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js"])
+@pytest.mark.parametrize("kind", ["student_top_k", "teacher_top_k"])
+def test_eq5_over_one_token_is_identically_zero_and_refused(kind, divergence, estimator):
+    student, teacher = logits_pair(12)
+    keys = {"k": 1, "normalisation": "both", "support": kind, "divergence": divergence, "estimator": estimator}
+    value, gradient = local(unchecked(**keys), student, teacher)
+    assert value.abs().max() == 0 and gradient.abs().max() < 1e-15
+    with pytest.raises(ValidationError, match="identically 0"):
+        config(**keys)
+
+
+def test_the_paper_preset_keeps_a_signal_at_one_token():
+    student, teacher = logits_pair(12)
+    value, gradient = local(ObjectiveConfig(preset="paper", k=1), student, teacher)
+    assert value.abs().min() > 1e-2 and gradient.abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["student_top_k", "teacher_top_k"])
+@pytest.mark.parametrize("estimator", ["exact", "score_function"])
+def test_eq5_needs_the_columns_of_the_support_only(kind, estimator):
+    """log p̄ = z − logsumexp_S z on unnormalised columns: loss and gradient of whole rows."""
+    student, teacher = logits_pair(13)
+    objective = Objective(ObjectiveConfig(preset="paper-eq5", k=K, support=kind, estimator=estimator))
+    assert objective.columns_only
+    sampled = torch.zeros(POSITIONS, dtype=torch.long)
+    support = objective.support(RowDist(student), RowDist(teacher), sampled_ids=sampled)
+    value, gradient = local(objective.spec, student, teacher, support=support)
+    q = ColumnDist(teacher.gather(-1, support.ids) + 7.0, ids=support.ids)
+
+    def from_columns(z):
+        return objective.local(ColumnDist(z.gather(-1, support.ids), ids=support.ids), q, support)
+
+    column_value, column_gradient = value_and_gradient(from_columns, student)
+    torch.testing.assert_close(column_value, value, rtol=0, atol=EXACT)
+    torch.testing.assert_close(column_gradient, gradient, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("preset", ["paper", "sampled"])
+def test_columns_are_refused_where_the_normaliser_does_not_cancel(preset):
+    student, teacher = logits_pair(13)
+    objective = Objective(ObjectiveConfig(preset=preset))
+    assert not objective.columns_only
+    ids = student.topk(1, -1).indices
+    support = Support(ids=ids, keep=torch.ones_like(ids, dtype=torch.bool))
+    with pytest.raises(AssertionError, match="columns"):
+        objective.local(ColumnDist(student.gather(-1, ids), ids=ids), RowDist(teacher), support)
+
+
+def test_a_teacher_that_sent_log_probs_at_the_ids_is_as_good_as_its_rows():
+    student, teacher = logits_pair(14)
+    objective = Objective(config(normalisation="weights"))
+    ids = student.topk(K, -1).indices
+    support = choose("student_top_k", k=K, student=RowDist(student), teacher=RowDist(teacher), sampled_ids=ids[:, 0])
+    sent = StoredDist(at_ids=ids, at_logp=teacher.log_softmax(-1).gather(-1, ids))
+    ours = value_and_gradient(lambda z: objective.local(RowDist(z), sent, support), student)
+    rows = value_and_gradient(lambda z: objective.local(RowDist(z), RowDist(teacher), support), student)
+    torch.testing.assert_close(ours, rows, rtol=0, atol=EXACT)
+
+
+# --- what the configuration refuses, needs and weighs -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"support": "sampled", "estimator": "exact"}, "mean zero"),
+        ({"support": "sampled", "normalisation": "both"}, "identically 0"),
+        ({"support": "student_top_k", "normalisation": "both", "k": 1}, "identically 0"),
+        ({"support": "teacher_top_k", "normalisation": "both", "k": 1}, "identically 0"),
+        ({"weights": "teacher", "estimator": "exact"}, "score function of the reverse KL"),
+        ({"weights": "uniform", "divergence": "forward_kl"}, "score function of the reverse KL"),
+        ({"weights": "teacher", "divergence": "js"}, "score function of the reverse KL"),
+        ({"support": "sampled", "weights": "teacher"}, "one candidate"),
+        ({"support": "sampled", "divergence": "forward_kl"}, "unbounded ratio"),
+        ({"support": "sampled", "divergence": "js"}, "unbounded ratio"),
+    ],
+)
+def test_what_is_not_an_objective_is_refused_with_a_reason_and_a_remedy(keys, why):
+    with pytest.raises(ValidationError, match=why) as refused:
+        config(**keys)
+    assert "(use " in refused.value.errors()[0]["msg"]
+
+
+def test_over_the_full_vocabulary_k_is_not_read_so_one_is_no_obstacle():
+    assert config(support="full", normalisation="both", k=1).k == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "student", "teacher"),
+    [
+        ("paper", Needs(top_k=16), Needs(at_ids=True)),
+        ("paper-eq5", Needs(top_k=16), Needs(at_ids=True)),
+        ("sampled", Needs(sampled=True), Needs(sampled=True)),
+        ("full", Needs(full=True), Needs(full=True)),
+    ],
+)
+def test_needs_of_the_presets(preset, student, teacher):
+    objective = Objective(ObjectiveConfig(preset=preset))
+    assert (objective.student_needs, objective.teacher_needs) == (student, teacher)
+    assert set(PRESETS) == {"paper", "paper-eq5", "sampled", "full"}
+
+
+def test_needs_of_the_teachers_top_k():
+    objective = Objective(config(support="teacher_top_k"))
+    assert (objective.student_needs, objective.teacher_needs) == (Needs(at_ids=True), Needs(top_k=K))
+
+
+def test_ids_that_came_with_the_batch_serve_only_the_support_they_were_chosen_for():
+    student, teacher = (RowDist(z) for z in logits_pair(15))
+    sampled = torch.zeros(POSITIONS, dtype=torch.long)
+    ids = torch.arange(K).expand(POSITIONS, K)
+    given = Support(ids=ids, keep=torch.ones_like(ids, dtype=torch.bool), source="sampler")
+    for kind, used in (("student_top_k", True), ("teacher_top_k", False), ("sampled", False), ("full", False)):
+        spec = config(support=kind, normalisation="weights")
+        chosen = Objective(spec).support(student, teacher, sampled_ids=sampled, given=given)
+        assert (chosen is given) == used
+
+
+def test_the_weight_of_a_position_is_one_where_it_trains_and_zero_elsewhere():
+    trained = torch.tensor([True, False, True])
+    zeros = torch.zeros(3, dtype=torch.long)
+    batch = Batch(
+        rollouts=(), scores={}, row=zeros, depth=zeros, sampled_ids=zeros, trained=trained, measured=trained
+    )
+    assert Objective(config()).prepare(batch).weight.tolist() == [1.0, 0.0, 1.0]
+
+
+# --- properties ---------------------------------------------------------------------------------------------------
+
+
+def rows(size: int, *, limit: float = 12.0):
+    number = st.floats(-limit, limit, allow_nan=False, width=32)
+    return st.lists(number, min_size=size, max_size=size).map(lambda row: torch.tensor([row], dtype=torch.float64))
+
+
+@st.composite
+def pairs(draw):
+    size = draw(st.integers(5, 12))
+    return draw(rows(size)), draw(rows(size))
+
+
+@properties
+@given(pairs(), st.sampled_from(["reverse_kl", "forward_kl", "js"]), st.floats(0.05, 0.95))
+def test_a_divergence_of_full_rows_is_positive_unless_they_are_equal(pair, divergence, beta):
+    """Pinsker: KL ≥ ½‖p−q‖₁², and so js ≥ ½ β(1−β)‖p−q‖₁². Zero therefore means equal; equal means exactly zero."""
+    student, teacher = pair
+    spec = config(support="full", divergence=divergence, estimator="exact", beta=beta)
+    distance = (student.softmax(-1) - teacher.softmax(-1)).abs().sum()
+    bound = 0.5 * float(distance) ** 2 * (beta * (1 - beta) if divergence == "js" else 1.0)
+    value, _ = local(spec, student, teacher)
+    assert float(value) >= bound - 1e-13
+    same, gradient = local(spec, student, student)
+    assert abs(float(same)) < 1e-15 and gradient.abs().max() < 1e-14
+
+
+def test_a_truncated_sum_may_be_negative():
+    """Σ_S p log(p/q) with q larger on all of S; over the whole row it is positive."""
+    student = torch.tensor([[1.0, 0.9, 0.8, 0.8, 0.8]], dtype=torch.float64)
+    teacher = torch.tensor([[3.0, 2.9, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    truncated, _ = local(config(k=2, estimator="exact"), student, teacher)
+    whole, _ = local(config(support="full", estimator="exact"), student, teacher)
+    assert truncated < -0.1 and whole > 0.1
+
+
+@properties
+@given(pairs(), st.sampled_from(ACCEPTED), st.floats(-30, 30), st.floats(-30, 30))
+def test_a_constant_added_to_the_logits_changes_nothing(pair, spec, student_shift, teacher_shift):
+    """Shifts enter by rounding of the logits only, which top-k at a tie would notice: the ids are fixed first."""
+    student, teacher = pair
+    sampled = torch.zeros(1, dtype=torch.long)
+    support = Objective(spec).support(RowDist(student), RowDist(teacher), sampled_ids=sampled)
+    plain = local(spec, student, teacher, support=support)
+    shifted = local(spec, student + student_shift, teacher + teacher_shift, support=support)
+    scale = max(1.0, float(plain[0].abs().max()), float(plain[1].abs().max()))  # q/p may be e^24
+    torch.testing.assert_close(shifted[0] / scale, plain[0] / scale, rtol=0, atol=1e-11)
+    torch.testing.assert_close(shifted[1] / scale, plain[1] / scale, rtol=0, atol=1e-11)
+
+
+@properties
+@given(st.sampled_from(ACCEPTED), st.permutations(range(VOCABULARY)), st.integers(0, 10**6))
+def test_renaming_the_vocabulary_renames_the_gradient_and_nothing_else(spec, order, seed):
+    student, teacher = logits_pair(seed)
+    order = torch.tensor(order)
+    sampled = torch.arange(POSITIONS)
+    value, gradient = local(spec, student, teacher, sampled=sampled)
+    renamed_value, renamed_gradient = local(
+        spec, student[:, order], teacher[:, order], sampled=order.argsort()[sampled]
+    )
+    torch.testing.assert_close(renamed_value, value, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(renamed_gradient, gradient[:, order], rtol=1e-11, atol=1e-11)
+
+
+class Slots:
+    """A distribution that holds any numbers at the support's slots, as padding would."""
+
+    normalised = True
+
+    def __init__(self, logp: Tensor):
+        self.logp = logp
+
+    def at(self, ids: Tensor) -> Tensor:
+        return self.logp
+
+
+GARBAGE = (math.nan, math.inf, -math.inf, 1e308, -1e308, 1e30, 0.0, 700.0)
+
+
+@properties
+@given(st.sampled_from([s for s in ACCEPTED if s.support != "full"]), st.data())
+def test_slots_that_are_not_kept_may_hold_anything(spec, data):
+    """Value and gradient are bit for bit those with 0 in the slots; a nan there does not come back as 0 · nan."""
+    width = 1 if spec.support == "sampled" else K
+    flags = st.lists(st.booleans(), min_size=3 * width, max_size=3 * width)
+    keep = torch.tensor(data.draw(flags)).view(3, width)
+    keep[2] = False
+    fill = st.lists(st.sampled_from(GARBAGE), min_size=3 * width, max_size=3 * width)
+    p, q = (z.log_softmax(-1)[:3, :width] for z in logits_pair(17))
+    ids = torch.arange(width).expand(3, width)
+    support = Support(ids=ids, keep=keep)
+    junk_p, junk_q = (torch.tensor(data.draw(fill), dtype=torch.float64).view(3, width) for _ in range(2))
+
+    def run(p_slots, q_slots):
+        return value_and_gradient(lambda z: Objective(spec).local(Slots(z), Slots(q_slots), support), p_slots)
+
+    clean = run(torch.where(keep, p, 0.0), torch.where(keep, q, 0.0))
+    dirty = run(torch.where(keep, p, junk_p), torch.where(keep, q, junk_q))
+    for ours, wanted in zip(dirty, clean, strict=True):
+        assert torch.equal(ours, wanted)
+        assert ours.isfinite().all()
+    assert (dirty[1][~keep] == 0).all()
+    assert dirty[0][2] == 0 and (dirty[1][2] == 0).all()
