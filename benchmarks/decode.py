@@ -86,10 +86,10 @@ def compare(end_bias: float, repeats: int, *, prompts: list[Prompt], responses: 
     made: dict[str, int] = dict.fromkeys(sides, 0)
     for repeat in range(-1, repeats):
         for name, side in sides.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             count = side(repeat + 1)
             if repeat >= 0:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(time.process_time() - begin)
                 made[name] += count
     return _summary(seconds, made)
 

@@ -1,8 +1,8 @@
 """The objectives against the formulas they claim, in float64 on small vocabularies.
 
-p is the student, q the teacher, S the support, p̄ and q̄ the two renormalised over S, P_S and Q_S their masses in S.
-The oracle below is loops and autograd over explicit probabilities; it shares no code with the package. Every gradient
-is with respect to the student's logits.
+p is the student, q the teacher, S the support, p̄ and q̄ the two renormalised over S, P_S and Q_S their masses
+there. The oracle below is loops and autograd over explicit probabilities; it shares no code with the package.
+Every gradient is with respect to the student's logits.
 """
 
 import itertools
@@ -28,10 +28,12 @@ EXACT = 1e-12  # float64 on sums of a dozen terms
 properties = settings(max_examples=40, deadline=None, database=None)
 
 
-# --- two distributions, and a gradient ----------------------------------------------------------------------------
+# --- two distributions, and a gradient ----------------------------------------------------------------------
 
 
-def logits_pair(seed: int = 0, *, positions: int = POSITIONS, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
+def logits_pair(
+    seed: int = 0, *, positions: int = POSITIONS, vocabulary: int = VOCABULARY
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, positions, vocabulary, generator=generator, dtype=torch.float64) * 1.5
     return student, teacher
@@ -55,7 +57,9 @@ def unchecked(**keys) -> ObjectiveConfig:
     return ObjectiveConfig.model_construct(**{**config().model_dump(), **keys})
 
 
-def local(spec: ObjectiveConfig, student: Tensor, teacher: Tensor, *, sampled: Tensor | None = None, support=None):
+def local(
+    spec: ObjectiveConfig, student: Tensor, teacher: Tensor, *, sampled: Tensor | None = None, support=None
+):
     """(loss per position, gradient) of the package's objective."""
     objective = Objective(spec)
     sampled = torch.zeros(len(student), dtype=torch.long) if sampled is None else sampled
@@ -72,11 +76,14 @@ def local(spec: ObjectiveConfig, student: Tensor, teacher: Tensor, *, sampled: T
 def gradient_of(loss_of_row, student: Tensor) -> Tensor:
     """Autograd of a scalar function of one row's probabilities, row by row."""
     return torch.stack(
-        [value_and_gradient(lambda z, n=n: loss_of_row(z.softmax(-1), n), row)[1] for n, row in enumerate(student)]
+        [
+            value_and_gradient(lambda z, n=n: loss_of_row(z.softmax(-1), n), row)[1]
+            for n, row in enumerate(student)
+        ]
     )
 
 
-# --- the oracle ---------------------------------------------------------------------------------------------------
+# --- the oracle ---------------------------------------------------------------------------------------------
 
 
 def term(divergence: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
@@ -119,7 +126,7 @@ def oracle_row(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tup
     p_S = [p[v] / P if both else p[v] for v in S]
     q_S = [q[v] / Q if both else q[v] for v in S]
     if spec.support == "sampled":
-        log_ratio = float((p_S[0] / q_S[0]).log())
+        log_ratio = float((p_S[0] / q_S[0]).log().detach())
         return torch.tensor(log_ratio, dtype=p.dtype), log_ratio * p_S[0].log()
     value = sum(term(spec.divergence, spec.beta, a, b) for a, b in zip(p_S, q_S, strict=True))
     if spec.normalisation == "weights":
@@ -127,9 +134,10 @@ def oracle_row(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tup
     if spec.estimator == "exact":
         return value, value
     raw = {"student": p_S, "teacher": q_S, "uniform": [torch.ones(())] * len(S)}[spec.weights]
-    total = 1.0 if spec.normalisation == "none" else sum(float(w) for w in raw)
-    weight = [float(w) / total for w in raw]
-    gain = [advantage(spec.divergence, spec.beta, float(a), float(b)) for a, b in zip(p_S, q_S, strict=True)]
+    total = 1.0 if spec.normalisation == "none" else sum(float(w.detach()) for w in raw)
+    weight = [float(w.detach()) / total for w in raw]
+    numbers = [(float(a.detach()), float(b)) for a, b in zip(p_S, q_S, strict=True)]
+    gain = [advantage(spec.divergence, spec.beta, a, b) for a, b in numbers]
     pushed = -sum(w * a * logp.log() for w, a, logp in zip(weight, gain, p_S, strict=True))
     if spec.weights != "student":
         value = torch.tensor(-sum(w * a for w, a in zip(weight, gain, strict=True)), dtype=p.dtype)
@@ -170,8 +178,8 @@ def named(spec: ObjectiveConfig) -> str:
 
 
 def test_how_many_objectives_there_are():
-    """Per set support: 3 divergences × 3 normalisations × 2 estimators, and for the score function of the reverse KL
-    3 normalisations × 2 further weights; for the sampled token the two names of weight 1."""
+    """Per set support: 3 divergences × 3 normalisations × 2 estimators, and for the score function of the
+    reverse KL 3 normalisations × 2 further weights; for the sampled token the two names of weight 1."""
     assert len(ACCEPTED) == 3 * (3 * 3 * 2 + 3 * 2) + 2
 
 
@@ -201,7 +209,7 @@ def test_only_kept_slots_count(spec):
     assert value[0] == 0 and (gradient[0] == 0).all()  # an empty set: exactly nothing, not nearly
 
 
-# --- the full vocabulary ------------------------------------------------------------------------------------------
+# --- the full vocabulary ------------------------------------------------------------------------------------
 
 
 def divergence_of_rows(name: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
@@ -224,11 +232,13 @@ def test_over_the_full_vocabulary_every_estimator_is_the_gradient_of_the_diverge
     wanted = gradient_of(lambda p, n: divergence_of_rows(divergence, 0.7, p, q[n]), student)
     torch.testing.assert_close(gradient, wanted, rtol=0, atol=EXACT)
     for n, p in enumerate(student.softmax(-1)):
-        assert float(value[n]) == pytest.approx(float(divergence_of_rows(divergence, 0.7, p, q[n])), abs=EXACT)
+        assert float(value[n]) == pytest.approx(
+            float(divergence_of_rows(divergence, 0.7, p, q[n])), abs=EXACT
+        )
 
 
 def test_js_is_a_scaled_forward_kl_at_small_beta_and_a_scaled_reverse_kl_at_large_beta():
-    """js/β → KL(q‖p) as β → 0, js/(1−β) → KL(p‖q) as β → 1, values and gradients, with error falling as β does."""
+    """js/β → KL(q‖p) as β → 0, js/(1−β) → KL(p‖q) as β → 1, error falling as β does."""
     student, teacher = logits_pair(5)
     for name, end in (("forward_kl", lambda e: (e, e)), ("reverse_kl", lambda e: (1 - e, e))):
         value, gradient = local(config(support="full", divergence=name, estimator="exact"), student, teacher)
@@ -238,15 +248,20 @@ def test_js_is_a_scaled_forward_kl_at_small_beta_and_a_scaled_reverse_kl_at_larg
             js = config(support="full", divergence="js", estimator="exact", beta=beta)
             js_value, js_gradient = local(js, student, teacher)
             errors.append(
-                max(float((js_value / scale - value).abs().max()), float((js_gradient / scale - gradient).abs().max()))
+                max(
+                    float((js_value / scale - value).abs().max()),
+                    float((js_gradient / scale - gradient).abs().max()),
+                )
             )
         assert errors[0] < 0.1 and errors[1] < errors[0] / 50, (name, errors)
 
 
-# --- one sampled token --------------------------------------------------------------------------------------------
+# --- one sampled token --------------------------------------------------------------------------------------
 
 
-def expectation_over_samples(spec: ObjectiveConfig, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def expectation_over_samples(
+    spec: ObjectiveConfig, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor]:
     """Σ_y p(y) · (value, gradient at y): every token drawn once, weighted by its probability."""
     p = student.softmax(-1)
     value, gradient = torch.zeros(len(student), dtype=p.dtype), torch.zeros_like(p)
@@ -281,8 +296,8 @@ def test_differentiating_the_sampled_log_ratio_directly_has_zero_mean_gradient()
 
 
 def test_one_scalar_per_position_carries_no_signal():
-    """A·∇log p(y_t) with any A that does not depend on y_t has zero mean, so candidates are never summed to one
-    advantage before they meet ∇log p: here A is the whole KL, and the true gradient is far from zero."""
+    """A·∇log p(y_t) with any A that does not depend on y_t has zero mean, so candidates are never summed
+    to one advantage before they meet ∇log p: here A is the whole KL; the true gradient is far from 0."""
     student, teacher = logits_pair(8)
     p = student.softmax(-1)
     A, true_gradient = local(ObjectiveConfig(preset="full"), student, teacher)
@@ -294,7 +309,7 @@ def test_one_scalar_per_position_carries_no_signal():
     assert true_gradient.abs().max() > 0.1
 
 
-# --- top-k --------------------------------------------------------------------------------------------------------
+# --- top-k --------------------------------------------------------------------------------------------------
 
 
 def masses(student: Tensor, teacher: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,7 +369,13 @@ def test_where_both_are_renormalised_the_score_function_is_exact(divergence):
 @pytest.mark.parametrize("kind", ["student_top_k", "teacher_top_k"])
 def test_eq5_over_one_token_is_identically_zero_and_refused(kind, divergence, estimator):
     student, teacher = logits_pair(12)
-    keys = {"k": 1, "normalisation": "both", "support": kind, "divergence": divergence, "estimator": estimator}
+    keys = {
+        "k": 1,
+        "normalisation": "both",
+        "support": kind,
+        "divergence": divergence,
+        "estimator": estimator,
+    }
     value, gradient = local(unchecked(**keys), student, teacher)
     assert value.abs().max() == 0 and gradient.abs().max() < 1e-15
     with pytest.raises(ValidationError, match="identically 0"):
@@ -402,14 +423,16 @@ def test_a_teacher_that_sent_log_probs_at_the_ids_is_as_good_as_its_rows():
     student, teacher = logits_pair(14)
     objective = Objective(config(normalisation="weights"))
     ids = student.topk(K, -1).indices
-    support = choose("student_top_k", k=K, student=RowDist(student), teacher=RowDist(teacher), sampled_ids=ids[:, 0])
+    support = choose(
+        "student_top_k", k=K, student=RowDist(student), teacher=RowDist(teacher), sampled_ids=ids[:, 0]
+    )
     sent = StoredDist(at_ids=ids, at_logp=teacher.log_softmax(-1).gather(-1, ids))
     ours = value_and_gradient(lambda z: objective.local(RowDist(z), sent, support), student)
     rows = value_and_gradient(lambda z: objective.local(RowDist(z), RowDist(teacher), support), student)
     torch.testing.assert_close(ours, rows, rtol=0, atol=EXACT)
 
 
-# --- what the configuration refuses, needs and weighs -------------------------------------------------------------
+# --- what the configuration refuses, needs and weighs -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -462,7 +485,12 @@ def test_ids_that_came_with_the_batch_serve_only_the_support_they_were_chosen_fo
     sampled = torch.zeros(POSITIONS, dtype=torch.long)
     ids = torch.arange(K).expand(POSITIONS, K)
     given = Support(ids=ids, keep=torch.ones_like(ids, dtype=torch.bool), source="sampler")
-    for kind, used in (("student_top_k", True), ("teacher_top_k", False), ("sampled", False), ("full", False)):
+    for kind, used in (
+        ("student_top_k", True),
+        ("teacher_top_k", False),
+        ("sampled", False),
+        ("full", False),
+    ):
         spec = config(support=kind, normalisation="weights")
         chosen = Objective(spec).support(student, teacher, sampled_ids=sampled, given=given)
         assert (chosen is given) == used
@@ -477,12 +505,14 @@ def test_the_weight_of_a_position_is_one_where_it_trains_and_zero_elsewhere():
     assert Objective(config()).prepare(batch).weight.tolist() == [1.0, 0.0, 1.0]
 
 
-# --- properties ---------------------------------------------------------------------------------------------------
+# --- properties ---------------------------------------------------------------------------------------------
 
 
 def rows(size: int, *, limit: float = 12.0):
     number = st.floats(-limit, limit, allow_nan=False, width=32)
-    return st.lists(number, min_size=size, max_size=size).map(lambda row: torch.tensor([row], dtype=torch.float64))
+    return st.lists(number, min_size=size, max_size=size).map(
+        lambda row: torch.tensor([row], dtype=torch.float64)
+    )
 
 
 @st.composite
@@ -494,7 +524,7 @@ def pairs(draw):
 @properties
 @given(pairs(), st.sampled_from(["reverse_kl", "forward_kl", "js"]), st.floats(0.05, 0.95))
 def test_a_divergence_of_full_rows_is_positive_unless_they_are_equal(pair, divergence, beta):
-    """Pinsker: KL ≥ ½‖p−q‖₁², and so js ≥ ½ β(1−β)‖p−q‖₁². Zero therefore means equal; equal means exactly zero."""
+    """Pinsker: KL ≥ ½‖p−q‖₁², and so js ≥ ½ β(1−β)‖p−q‖₁². Zero means equal, equal means zero."""
     student, teacher = pair
     spec = config(support="full", divergence=divergence, estimator="exact", beta=beta)
     distance = (student.softmax(-1) - teacher.softmax(-1)).abs().sum()
@@ -517,7 +547,7 @@ def test_a_truncated_sum_may_be_negative():
 @properties
 @given(pairs(), st.sampled_from(ACCEPTED), st.floats(-30, 30), st.floats(-30, 30))
 def test_a_constant_added_to_the_logits_changes_nothing(pair, spec, student_shift, teacher_shift):
-    """Shifts enter by rounding of the logits only, which top-k at a tie would notice: the ids are fixed first."""
+    """Ids are fixed first: a shift rounds the logits, which top-k notices at a tie."""
     student, teacher = pair
     sampled = torch.zeros(1, dtype=torch.long)
     support = Objective(spec).support(RowDist(student), RowDist(teacher), sampled_ids=sampled)
@@ -560,7 +590,7 @@ GARBAGE = (math.nan, math.inf, -math.inf, 1e308, -1e308, 1e30, 0.0, 700.0)
 @properties
 @given(st.sampled_from([s for s in ACCEPTED if s.support != "full"]), st.data())
 def test_slots_that_are_not_kept_may_hold_anything(spec, data):
-    """Value and gradient are bit for bit those with 0 in the slots; a nan there does not come back as 0 · nan."""
+    """Value and gradient are bit for bit those with 0 in the slots; a nan there does not return."""
     width = 1 if spec.support == "sampled" else K
     flags = st.lists(st.booleans(), min_size=3 * width, max_size=3 * width)
     keep = torch.tensor(data.draw(flags)).view(3, width)

@@ -191,7 +191,9 @@ def test_success_and_stagnation_are_told_apart_in_words(tmp_path: Path) -> None:
     assert words.alignment(good).title == "Aligning"
     assert "the student is aligning" in words.alignment(good).sentence
     assert words.alignment(still).title == "Stagnating"
-    assert "a small loss that hardly moves is a weak signal, not success" in words.alignment(still).sentence
+    assert (
+        "a small loss that moves so little is a weak signal, not success" in words.alignment(still).sentence
+    )
     assert words.accuracy(good).tone == "good"
     assert "this may be chance" in words.accuracy(still).sentence
 
@@ -398,6 +400,7 @@ class Browser:
     buffer: bytes = b""
     last_id: int = 0
     session: str | None = None
+    target: str | None = None
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self.last_id += 1
@@ -428,9 +431,11 @@ class Browser:
 
     def open(self, page: Path) -> None:
         """Open `page` in a tab of its own and wait until its last plot is drawn."""
-        self.session, self.events = None, []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        before, self.session, self.events = self.target, None, []
+        self.target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        if before:
+            self.call("Target.closeTarget", targetId=before)
+        self.session = self.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.call("Page.navigate", url=page.as_uri())
@@ -492,6 +497,11 @@ def plots_of(page: Path) -> int:
     return page.read_text(encoding="utf-8").count('<div class="plot"')
 
 
+def curves(page: Path) -> int:
+    drawn = page.read_text(encoding="utf-8").partition('id="figures">')[2].partition("</script>")[0]
+    return sum(len(figure["traces"]) for figure in json.loads(drawn) if figure["kind"] != "heatmap")
+
+
 @pytest.mark.chromium
 def test_one_run_is_drawn_without_complaint_or_network(browser: Browser, tmp_path: Path) -> None:
     page = write_report([make_run(tmp_path / "good", success=True)])
@@ -501,7 +511,9 @@ def test_one_run_is_drawn_without_complaint_or_network(browser: Browser, tmp_pat
     assert browser.evaluate("document.querySelectorAll('.js-plotly-plot').length") == plots_of(page) > 30
     assert browser.evaluate("document.querySelectorAll('.plot:not(:has(.main-svg))').length") == 0
     # each curve holds ink: a plot whose data was lost would still have axes
-    assert browser.evaluate("document.querySelectorAll('.plot .scatterlayer path.js-line').length") > 50
+    assert browser.evaluate("document.querySelectorAll('.plot .scatterlayer path.js-line').length") == curves(
+        page
+    )
     assert browser.evaluate("document.querySelectorAll('.plot .heatmaplayer image').length") == 4
     assert browser.evaluate("document.querySelectorAll('.plot .errorbar').length") == 5
 
@@ -514,7 +526,9 @@ def test_two_runs_are_overlaid_and_can_be_switched_off(browser: Browser, tmp_pat
     browser.open(page)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
-    assert browser.evaluate("[...document.querySelectorAll('button[data-run]')].map(b => b.innerText)") == [
+    assert browser.evaluate(
+        "[...document.querySelectorAll('button[data-run]')].map(b => b.innerText.trim())"
+    ) == [
         "a/run",
         "b/run",
     ]
@@ -556,70 +570,81 @@ PAYLOADS = (
 
 
 def hostile_run(folder: Path, payload: str) -> Path:
-    """A run that says `payload` wherever a run can say something."""
-    make_run(folder, success=True, steps=4)
+    """A run that says `payload` wherever a run can say something, its name included."""
+    folder = folder / payload.replace("/", "∕").encode("utf-8", "replace").decode()
+    (folder / "rollouts").mkdir(parents=True)
     quoted = json.dumps(text.visible(payload))  # TOML strings hold no control characters or surrogates
     keys = ("student.model", "teacher.model", "task.path", "objective.preset", quoted)
     (folder / "config.toml").write_text("".join(f"{key} = {quoted}\n" for key in keys), encoding="utf-8")
     (folder / "env.json").write_text(json.dumps({payload: payload, "versions": {payload: [payload]}}))
-    names = (payload, f"by_position/0/{payload}", f"seconds/{payload}", f"overlap_ratio_at_{payload}")
-    rows = [{"step": s, "loss": 0.1 * s, **dict.fromkeys(names, 0.5 + s)} for s in range(1, 5)]
+    names = (payload, f"by_position/0/{payload}", f"seconds/{payload}")
+    rows = [{"step": s, "loss": 0.1 * s, **dict.fromkeys(names, 0.5 + s)} for s in range(1, 4)]
     write_rows(folder / "metrics.jsonl", rows)
     evaluation = {"step": 0, "avg_at_k": 0.4, "low": 0.3, "high": 0.5, "pass_at_k": {payload: 1, "4": 0.5}}
     write_rows(folder / "eval.jsonl", [evaluation | {payload: payload}])
     finding = dict.fromkeys(("name", "severity", "message", "remedy"), payload) | {"numbers": {payload: 1.0}}
     write_rows(folder / "findings.jsonl", [finding])
-    rollout = dict.fromkeys(("prompt", "response", "finish_reason", payload), payload) | {
-        "step": 1,
-        "score": 1.0,
-    }
+    rollout = dict.fromkeys(("prompt", "response", "finish_reason", payload), payload)
     write_rows(folder / "rollouts" / "step_1.jsonl", [rollout])
     return folder
 
 
-def in_folder_name(payload: str) -> str:
-    return payload.replace("/", "∕").replace("\x00", "").encode("utf-8", "replace").decode()
-
-
 SKELETON = """[...document.querySelectorAll('*')].map(
     (e) => e.tagName + ' ' + [...e.attributes].map((a) => a.name).sort().join(' ')).sort().join('\\n')"""
-TAGS = (
-    "[...new Set([...document.querySelectorAll('*')].map((e) => e.tagName.toLowerCase()))].sort().join(' ')"
-)
+TAGS = "[...new Set([...document.querySelectorAll('*')].map((e) => e.tagName.toLowerCase()))].sort()"
 LINKS = (
-    "[...document.querySelectorAll('a')].map((e) => e.getAttribute('href') ?? e.getAttribute('xlink:href'))"
+    "[...document.querySelectorAll('*')].map((e) => e.href ?? e.getAttribute('xlink:href')).filter((x) => x)"
 )
+LOSS = "document.querySelector('#alignment .plot')"
 
 
 @pytest.mark.chromium
 def test_nothing_a_run_wrote_becomes_markup(browser: Browser, tmp_path: Path) -> None:
-    """Element by element and attribute by attribute, the page of a hostile run is that of a harmless one."""
-    harmless = write_report(hostile_pair(tmp_path / "harmless", "plain words"))
-    browser.open(harmless)
+    """Element by element and attribute by attribute, the page of hostile runs is that of harmless ones.
+
+    One page holds a run per payload, so all of them are also overlaid in one plot and its hover label.
+    """
+    harmless = [hostile_run(tmp_path / "harmless", f"plain words {i}") for i in range(len(PAYLOADS))]
+    hostile = [hostile_run(tmp_path / "hostile", payload) for payload in PAYLOADS]
+    page = write_report(harmless)
+    browser.open(page)
+    assert "plain words 3" in hovered(browser)
+    expected = [static_skeleton(page, browser), browser.evaluate(TAGS), *ours(browser)]
+    page = write_report(hostile)
+    browser.open(page)
+    assert "<img src=x onerror='window.hit = 1'>" in hovered(browser)
+    assert [static_skeleton(page, browser), browser.evaluate(TAGS), *ours(browser)] == expected
     assert browser.complaints() == []
-    skeleton, tags = static_skeleton(harmless, browser), browser.evaluate(TAGS)
-    links = browser.evaluate(LINKS)
-    for index, payload in enumerate(PAYLOADS):
-        page = write_report(hostile_pair(tmp_path / f"hostile-{index}", payload))
-        browser.open(page)
-        assert browser.complaints() == [], payload
-        assert browser.requests() == [page.as_uri()], payload
-        assert browser.evaluate("window.hit") is None, payload
-        assert browser.evaluate(TAGS) == tags, payload
-        assert browser.evaluate(LINKS) == links, payload
-        assert static_skeleton(page, browser) == skeleton, payload
-        assert "\u202e" not in browser.evaluate("document.documentElement.outerHTML"), payload
+    assert browser.requests() == [page.as_uri()]
+    assert browser.evaluate("window.hit") is None
+    assert not set("\u202e\u2066\x1b\u2028") & set(browser.evaluate("document.body.innerText"))
 
 
-def hostile_pair(folder: Path, payload: str) -> list[Path]:
-    """Two runs, so that names of runs are on the page and in the legends."""
-    name = in_folder_name(payload)
-    return [hostile_run(folder / "a" / name, payload), hostile_run(folder / "b" / name, payload)]
+def hovered(browser: Browser) -> str:
+    """The text of the label that appears where the mouse rests on the first plot of alignment."""
+    browser.evaluate(f"{LOSS}.scrollIntoView({{block: 'center'}})")
+    box = browser.evaluate(f"{LOSS}.getBoundingClientRect().toJSON()")
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    deadline = time.monotonic() + 30
+    while not (found := browser.evaluate(f"{LOSS}.querySelector('.hoverlayer').textContent")):
+        assert time.monotonic() < deadline
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+        place["x"] += 1
+        time.sleep(0.2)
+    return str(found)
+
+
+def ours(browser: Browser) -> list[Any]:
+    """Where the links of the drawn page lead inside it, and how many there are; plotly must not add any."""
+    links = [str(link).partition("#")[2] for link in browser.evaluate(LINKS)]
+    return [links, len(links)]
 
 
 def static_skeleton(page: Path, browser: Browser) -> str:
     """Elements and attribute names as parsed, before plotly adds its own, which depend on the data."""
-    html = json.dumps(page.read_text(encoding="utf-8").partition("<body>")[2])
+    written, plotly, _ = page.read_text(encoding="utf-8").partition("* plotly.js")  # the rest is constant
+    assert plotly
+    html = json.dumps(written)
     parsed = f"new DOMParser().parseFromString({html}, 'text/html')"
     found: str = browser.evaluate(SKELETON.replace("document", parsed))
     return found

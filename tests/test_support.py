@@ -1,4 +1,4 @@
-"""Which tokens count, against Python sets; and the three holders of a distribution, against plain log_softmax."""
+"""Which tokens count, against Python sets; the three holders of a distribution, against log_softmax."""
 
 import math
 
@@ -24,13 +24,17 @@ def pair() -> dict[str, RowDist]:
     return {"student": RowDist(logits(0)), "teacher": RowDist(logits(1))}
 
 
-# --- sets ---------------------------------------------------------------------------------------------------------
+# --- sets ---------------------------------------------------------------------------------------------------
 
 ids = st.integers(0, 8)
 
 
 @properties
-@given(st.lists(st.tuples(st.lists(ids, min_size=3, max_size=3), st.lists(ids, min_size=5, max_size=5)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.lists(ids, min_size=3, max_size=3), st.lists(ids, min_size=5, max_size=5)), max_size=4
+    )
+)
 def test_in_set_is_membership_row_by_row(rows):
     mine = torch.tensor([a for a, _ in rows], dtype=torch.long).view(-1, 3)
     others = torch.tensor([b for _, b in rows], dtype=torch.long).view(-1, 5)
@@ -41,11 +45,18 @@ def test_in_set_is_membership_row_by_row(rows):
 @given(st.integers(1, 7), st.integers(0, 10**6))
 def test_top_k_supports_are_the_k_most_probable_ids(k, seed):
     student, teacher = logits(seed), logits(seed + 1)
-    for kind, rows, source in (("student_top_k", student, "student_forward"), ("teacher_top_k", teacher, "teacher")):
+    for kind, rows, source in (
+        ("student_top_k", student, "student_forward"),
+        ("teacher_top_k", teacher, "teacher"),
+    ):
         support = choose(kind, k=k, student=RowDist(student), teacher=RowDist(teacher), sampled_ids=SAMPLED)
         for chosen, row in zip(support.ids.tolist(), rows.tolist(), strict=True):
             assert set(chosen) == set(sorted(range(7), key=lambda v: -row[v])[:k]) and len(set(chosen)) == k
-        assert support.keep.dtype == torch.bool and support.keep.all() and support.keep.shape == support.ids.shape
+        assert (
+            support.keep.dtype == torch.bool
+            and support.keep.all()
+            and support.keep.shape == support.ids.shape
+        )
         assert (support.source, support.is_full) == (source, False)
 
 
@@ -72,7 +83,7 @@ def test_ids_carry_no_gradient():
     assert student.at(support.ids).requires_grad  # their log-probs do
 
 
-# --- whole rows ---------------------------------------------------------------------------------------------------
+# --- whole rows ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("after_full", [False, True])
@@ -97,21 +108,13 @@ def test_some_of_the_rows_are_the_same_numbers_without_a_gradient():
     z = logits(5).requires_grad_()
     row = RowDist(z, sampled_ids=SAMPLED)
     some = row.rows(torch.tensor([2, 0]))
-    assert torch.equal(some.full, row.full.detach()[[2, 0]]) and torch.equal(some.sampled, row.sampled.detach()[[2, 0]])
+    assert torch.equal(some.full, row.full.detach()[[2, 0]]) and torch.equal(
+        some.sampled, row.sampled.detach()[[2, 0]]
+    )
     assert not some.full.requires_grad
 
 
-def test_candidates_chosen_by_an_earlier_forward_stand_for_the_top_k():
-    z, chosen = logits(6), torch.tensor([[1, 0, 2], [4, 5, 6], [3, 2, 1]])
-    row = RowDist(z, candidates=chosen)
-    top_ids, top_logp = row.topk(2)
-    assert torch.equal(top_ids, chosen[:, :2])
-    torch.testing.assert_close(top_logp, z.log_softmax(-1).gather(-1, chosen[:, :2]), rtol=0, atol=1e-14)
-    with pytest.raises(LookupError, match="top-3 was chosen, top-4"):
-        row.topk(4)
-
-
-# --- what was sent ------------------------------------------------------------------------------------------------
+# --- what was sent ------------------------------------------------------------------------------------------
 
 
 def test_sent_log_probs_are_found_by_id_wherever_they_came_from():

@@ -99,14 +99,17 @@ def _explained(error: ValidationError, origin: str) -> UserError:
     if first["type"] == "extra_forbidden":
         return _unknown_key(where, origin)
     name = ".".join(_without_tags(where)) or "the configuration"
-    if first["type"] == "missing":
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return UserError(f"{name} is missing in {origin}", hint=f"give it on the command line: {name}=…")
     if first["type"] == "union_tag_invalid":
         return UserError(
             f"{name}.type = {first['ctx']['tag']!r} is unknown in {origin}",
             hint=f"it may be {first['ctx']['expected_tags']}",
         )
-    message, _, remedy = first["msg"].removeprefix("Value error, ").partition(" (use ")
+    problem = (
+        "an entry is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    )
+    message, _, remedy = problem.partition(" (use ")
     hint = f"change {name} in {origin}, or override it: {name}=…"
     if remedy:  # our own validators end in it
         hint = f"use {remedy.removesuffix(')')}"

@@ -10,6 +10,7 @@ from opdkit.config.objective import ObjectiveConfig
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, only strings
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _named(key: str, **fixed: Any) -> BeforeValidator:
@@ -174,7 +175,7 @@ class OptimConfig(Record):
     """After warm-up: constant, or cosine to 0 at the last step."""
     warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW betas."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW epsilon."""

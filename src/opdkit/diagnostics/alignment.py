@@ -11,10 +11,10 @@ entropy_gap                      nats  Eq. 8: |H(q) − H(p)|                   
 overlap_ratio, _at_K             1     Eq. 6: |O| / k, O = S^p ∩ S^q                        positions    top-k
 overlap_mass_student, _teacher   1     Eq. 9, 10: Σ_O p, Σ_O q, raw; 0 where O is empty     positions    top-k
 overlap_mass_*_nonempty          1     the same, averaged as the released code does         O not empty  top-k
-overlap_advantage                nats  Eq. 7: Σ_O p̄ (log q̄ − log p̄) / |O|, p̄ q̄ over O  O not empty  top-k
+overlap_advantage                nats  Eq. 7: Σ_O p̄ (log q̄ − log p̄) / |O|, bars over O      O not empty  top-k
 overlap_empty_fraction           1     [O is empty]                                         positions    top-k
 training_advantage_overlap       nats  w (log q − log p), w = p / Σ_{S^p} p                 entries      top-k
-training_advantage_student_only  nats  the same, over S^p without S^q                       entries      S^p, top-k
+training_advantage_student_only  nats  the same, over S^p without S^q                       entries      both
 training_advantage_teacher_only  nats  over S^q without S^p, w = p / Σ_{S^q} p              entries      top-k
 top1_student_p, _teacher_p       1     p and q at argmax p                                  positions    S^p
 top1_student_advantage           nats  w (log q − log p) there, w as over S^p               positions    S^p
@@ -24,12 +24,12 @@ top1_agreement                   1     [argmax p = argmax q]                    
 probability_gap_at_max_advantage 1     Fig. 19: p − q at argmax_{S^p} |w (log q − log p)|   positions    S^p
 
 "Needs" is what a teacher must send: whole rows (which answer everything), log q(y), its entropy H, its own
-top-k, or its log-probs at the student's top-k S^p. What was not sent is left out of the result, never
-approximated under the same name; so are widths above the vocabulary.
+top-k, its log-probs at the student's top-k S^p, or both of these. What was not sent is left out of the
+result, never approximated under the same name; so are widths above the vocabulary.
 
-`top1_student_teacher_p` is q at argmax p, `top1_teacher_student_p` is p at argmax q. `training_advantage_*` are the
-released code's pooled numbers, not comparable with Eq. 7: weights over S^p instead of O, raw log-ratio, pooled
-over entries.
+`top1_student_teacher_p` is q at argmax p, `top1_teacher_student_p` is p at argmax q. `training_advantage_*`
+are the released code's pooled numbers, not comparable with Eq. 7: weights over S^p instead of O, log-ratio
+raw, pooled over entries.
 
 Letters: M measured positions, K top-k width, V vocabulary.
 """
@@ -72,20 +72,16 @@ def measure(student: Dist, teacher: Dist, *, k: int, ks: Sequence[int]) -> Measu
     size = vocabulary(student, teacher)
     student_top, teacher_top = (widest_top(dist, {1, k, *ks}, size=size) for dist in (student, teacher))
     tops = pair(student_top, teacher_top)
-    on_student = candidates(student, teacher, _first_ids(student_top, k))
-    on_teacher = candidates(student, teacher, _first_ids(teacher_top, k))
+    on_student, student_best = (candidates(student, teacher, _first_ids(student_top, n)) for n in (k, 1))
+    on_teacher, teacher_best = (candidates(student, teacher, _first_ids(teacher_top, n)) for n in (k, 1))
     return (
         divergence(student, teacher)
         | entropies(student, teacher)
         | overlap_ratios(tops, k=k, ks=ks)
         | overlap_masses(tops, k=k)
         | training_advantages(tops, on_student, on_teacher, k=k)
-        | top1(
-            "student", "teacher", own=student_top, both=_best(student, teacher, student_top), top_k=on_student
-        )
-        | top1(
-            "teacher", "student", own=teacher_top, both=_best(student, teacher, teacher_top), top_k=on_teacher
-        )
+        | top1("student", "teacher", own=student_top, both=student_best, top_k=on_student)
+        | top1("teacher", "student", own=teacher_top, both=teacher_best, top_k=on_teacher)
         | top1_agreement(tops)
         | gap_at_max_advantage(on_student)
     )
@@ -232,7 +228,3 @@ def _renormalised(logp: Float[Tensor, "M K"], keep: Bool[Tensor, "M K"]) -> Floa
 def _first_ids(top: Top | None, k: int) -> Tensor | None:
     first = None if top is None else top.first(k)
     return None if first is None else first.ids
-
-
-def _best(student: Dist, teacher: Dist, top: Top | None) -> Candidates | None:
-    return candidates(student, teacher, _first_ids(top, 1))

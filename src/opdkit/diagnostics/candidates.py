@@ -48,7 +48,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class TopPair:
-    """Both models' candidates. `rank`: the student's token's slot in the teacher's list, its width if absent."""
+    """Both models' candidates. `rank`: slot of the student's token in the teacher's list, or its width."""
 
     student: Top
     teacher: Top

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ROOM = 256   # columns allocated ahead of need
+_ROOM = 256   # columns allocated ahead of need, at most
 
 
 class Prefilled:
@@ -53,8 +53,10 @@ class KVCache:
 
     is_compileable = False
 
-    def __init__(self, slots: int, *, dtype: torch.dtype | None = None):
+    def __init__(self, slots: int, *, room: int = _ROOM, dtype: torch.dtype | None = None):
+        """`room`: how many tokens a row will get, if that is known to be few."""
         self.slots = slots
+        self.room = min(room, _ROOM)
         self.dtype = dtype                  # of keys and values; None keeps what the body hands over
         self.column = 0                     # next to be written
         self.low = 0                        # first column any row uses
@@ -140,15 +142,15 @@ class KVCache:
         """
         if not self.keys:
             for key, value in states:
-                self.keys.append(self._zeros(key, self.column + _ROOM))
-                self.values.append(self._zeros(value, self.column + _ROOM))
+                self.keys.append(self._zeros(key, self.column + self.room))
+                self.values.append(self._zeros(value, self.column + self.room))
             return
         if self.column < self.keys[0].shape[2]:
             return
         used = self.column - self.low
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
-                new = self._zeros(old, used + max(_ROOM, used // 2))
+                new = self._zeros(old, used + max(self.room, used // 2))
                 new[: self.rows, :, :used] = old[: self.rows, :, self.low : self.column]
                 buffers[layer] = new
         self.starts = [start - self.low for start in self.starts]

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opdkit.models.cache import KVCache, Prefilled
+from opdkit.models.layers import FastLayers, fast_layers
 from opdkit.models.load import LoadedModel
 from opdkit.types import UserError
 
@@ -27,11 +28,16 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 class Decoder:
     """Rows under way on one model."""
 
-    def __init__(self, loaded: LoadedModel, *, slots: int, compute: torch.dtype | None = None):
+    def __init__(
+        self, loaded: LoadedModel, *, slots: int, room: int = 1 << 30, compute: torch.dtype | None = None, fast: bool = True
+    ):
+        """Up to `slots` rows of about `room` new tokens; `fast` steps through `FastLayers` where it recognises the body."""
         self.loaded = loaded
         self.compute = compute
-        self.cache = KVCache(slots, dtype=compute)
+        self.cache = KVCache(slots, room=room, dtype=compute)
         self.windows = layer_windows(loaded.model.config)
+        plain = fast and self.windows == {"full_attention": None}
+        self.layers = fast_layers(loaded.body, dtype=compute or loaded.model.dtype) if plain else None
         self._starts: Tensor | None = None     # [R, 1] on the device, rebuilt when rows come or go
 
     @property
@@ -50,28 +56,36 @@ class Decoder:
         """Feed each row its latest token; the hidden states that predict the next ones."""
         if self._starts is None:
             self._starts = torch.tensor(self.cache.starts, device=tokens.device)[:, None]
-        column = self.cache.column
-        with self._arithmetic():
+        hidden = self._through_body(tokens) if self.layers is None else self._through_layers(tokens, self.layers)
+        low = self.cache.low
+        self.cache.advance()
+        if self.cache.low != low:   # the columns were renumbered
+            self._starts = None
+        return hidden
+
+    def _through_layers(self, tokens: Tensor, layers: FastLayers) -> Tensor:
+        assert self._starts is not None
+        cache = self.cache
+        if not cache.padded:
+            return layers.step(tokens, cache, position=cache.column - cache.low, seen=None)
+        return layers.step(tokens, cache, position=cache.column - self._starts, seen=self._seen(None))
+
+    def _through_body(self, tokens: Tensor) -> Tensor:
+        assert self._starts is not None
+        with self.arithmetic():
             output = self.loaded.body(
                 input_ids=tokens[:, None],
                 attention_mask=self._masks(),
-                position_ids=column - self._starts,
+                position_ids=self.cache.column - self._starts,
                 past_key_values=self.cache,
                 use_cache=True,
             )
-        self._advance()
         return output.last_hidden_state[:, 0]
 
     def drop(self, rows: Sequence[int]) -> list[int]:
         """Remove rows; returns which old row each remaining one was."""
         self._starts = None
         return self.cache.drop(rows)
-
-    def _advance(self) -> None:
-        low = self.cache.low
-        self.cache.advance()
-        if self.cache.low != low:
-            self._starts = None
 
     def _prefill(self, prompts: Sequence[Sequence[int]], responses: Sequence[int]) -> Float[Tensor, "R D"]:
         """Right-padded and causal, so padding is never looked at and needs no mask."""
@@ -81,7 +95,7 @@ class Decoder:
             ids[row, : len(prompt)] = torch.tensor(prompt)
         device = self.loaded.device
         found = Prefilled()
-        with self._arithmetic():
+        with self.arithmetic():
             output = self.loaded.body(input_ids=ids.to(device), past_key_values=found, use_cache=True)
         source = [p for p, count in enumerate(responses) for _ in range(count)]
         self.cache.admit(found.states, lengths=lengths, source=source)
@@ -94,19 +108,22 @@ class Decoder:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _mask(self, window: int | None) -> Tensor:
+        seen = self._seen(window)
+        if self.loaded.model.config._attn_implementation != "eager":
+            return seen
+        dtype = self.compute or self.loaded.model.dtype   # eager attention adds its mask to the scores
+        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+
+    def _seen(self, window: int | None) -> Tensor:
+        """[R, 1, 1, C], True where a row's newest token looks: its own columns, the last `window` of them."""
         assert self._starts is not None
-        low, column = self.cache.low, self.cache.column
-        columns = torch.arange(low, column + 1, device=self._starts.device)
+        columns = torch.arange(self.cache.low, self.cache.column + 1, device=self._starts.device)
         seen = columns >= self._starts
         if window is not None:
-            seen = seen & (columns > column - window)
-        mask = seen[:, None, None, :]
-        if self.loaded.model.config._attn_implementation != "eager":
-            return mask
-        dtype = self.compute or self.loaded.model.dtype   # eager attention adds its mask to the scores
-        return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
+            seen = seen & (columns > self.cache.column - window)
+        return seen[:, None, None, :]
 
-    def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         if self.compute is None or self.compute == self.loaded.model.dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.loaded.device.type, dtype=self.compute)
@@ -141,32 +158,37 @@ def _prefill_parts(lengths: Sequence[int]) -> Iterator[slice]:
 # --- can this model be decoded? ---------------------------------------------------------------------------------------
 
 
-def check(loaded: LoadedModel, *, compute: torch.dtype | None = None) -> None:
-    """Raise UserError unless decoding ragged rows with the cache gives the hidden states of fresh forwards.
+def check(loaded: LoadedModel, *, compute: torch.dtype | None = None) -> bool:
+    """Whether the fast layers may be used. UserError unless decoding ragged rows gives the hidden states of fresh forwards.
 
     Found out by trying rather than by a list of names: a new architecture works if its numbers do.
     """
-    try:
-        error = _decoding_error(loaded, compute)
-    except Exception as problem:   # whatever a body raises when it meets a cache it was not written for
-        raise _refused(loaded, str(problem).strip().splitlines()[0] if str(problem) else type(problem).__name__) from problem
     narrow = (compute or loaded.model.dtype) in (torch.bfloat16, torch.float16)
-    if not error <= (5e-2 if narrow else 1e-4):
+    tolerance = 5e-2 if narrow else 1e-4
+    try:
+        if _decoding_error(loaded, compute, fast=True) <= tolerance:
+            return True
+        error = _decoding_error(loaded, compute, fast=False)
+    except Exception as problem:   # whatever a body raises when it meets a cache it was not written for
+        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        raise _refused(loaded, reason) from problem
+    if not error <= tolerance:
         raise _refused(loaded, f"decoding with a key-value cache differs from a fresh forward by {error:.2g}")
+    return False
 
 
 @torch.inference_mode()
-def _decoding_error(loaded: LoadedModel, compute: torch.dtype | None) -> float:
-    """Largest difference, over the largest value, on three rows of 5, 9 and 3 prompt tokens stepped 4 times."""
+def _decoding_error(loaded: LoadedModel, compute: torch.dtype | None, *, fast: bool) -> float:
+    """Largest difference, over the largest value, on three rows of 9, 5 and 3 prompt tokens stepped 4 times."""
     _check_positions(loaded.model.config)
     rows = [[(7 * i + 3 * r + i * i) % loaded.head.rows for i in range(n + 4)] for r, n in enumerate((9, 5, 3))]
-    decoder = Decoder(loaded, slots=3, compute=compute)
+    decoder = Decoder(loaded, slots=3, compute=compute, fast=fast)
     decoder.admit([row[:-4] for row in rows], responses=[1, 1, 1])
     device = loaded.device
     stepped = [decoder.step(torch.tensor([row[i - 4] for row in rows], device=device)) for i in range(4)]
     worst = 0.0
     for r, row in enumerate(rows):
-        with decoder._arithmetic():
+        with decoder.arithmetic():
             fresh = loaded.body(input_ids=torch.tensor([row], device=device), use_cache=False).last_hidden_state[0, -4:]
         ours = torch.stack([hidden[r] for hidden in stepped])
         worst = max(worst, float((ours - fresh).abs().max() / fresh.abs().max()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from opdkit.types import Needs
 
 _WEIGHT_ONE = 2.0**52   # integer weight of probability 1: a sum over any vocabulary fits int64 with room to spare
 _BLOCK = 512            # the inverse CDF first picks a block of so many tokens, then a token in it
-_NUCLEUS = 1024         # most nuclei are narrower; a whole sort of 150,000 tokens a row is the price of not looking first
+_CPU_ENTRIES = 1 << 18  # of one piece of rows on a CPU: the passes over a piece stay in cache and in the allocator's own heap
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,25 @@ def draw(
     banned: Bool[Tensor, "R V"] | None = None,
 ) -> Drawn:
     """One token per row from softmax(logits) after bans, top-k and top-p, in this order; each renormalises what is left."""
+    pieces = []
+    for part in _pieces(logits):
+        ban = None if banned is None else banned[part]
+        pieces.append(_draw(logits[part], uniform[part], needs=needs, top_k=top_k, top_p=top_p, banned=ban))
+    if len(pieces) == 1:
+        return pieces[0]
+    values = {f.name: [getattr(piece, f.name) for piece in pieces] for f in fields(Drawn)}
+    return Drawn(**{name: None if parts[0] is None else torch.cat(parts) for name, parts in values.items()})
+
+
+def _pieces(logits: Tensor) -> list[slice]:
+    rows, vocabulary = logits.shape
+    width = rows if logits.device.type != "cpu" else max(1, _CPU_ENTRIES // vocabulary)
+    return [slice(begin, begin + width) for begin in range(0, rows, width)]
+
+
+def _draw(
+    logits: Tensor, uniform: Tensor, *, needs: Needs, top_k: int, top_p: float, banned: Tensor | None
+) -> Drawn:
     row = RowDist(logits)
     logp = row.full
     kept = logits if banned is None else torch.where(banned, -torch.inf, logits)
@@ -118,18 +137,14 @@ def _nucleus(logits: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R V"]
     if top_p >= 1.0:
         return logits
     logp = logits.log_softmax(-1)
-    width = min(_NUCLEUS, logp.shape[-1])
-    smallest, reached = _smallest_in_nucleus(logp, top_p, width)
-    if width < logp.shape[-1] and not bool(reached.all()):
-        smallest, _ = _smallest_in_nucleus(logp, top_p, logp.shape[-1])
-    return torch.where(logp >= smallest, logits, -torch.inf)
+    falling = _falling(logp)
+    mass = falling.exp().cumsum(-1, dtype=torch.float64)
+    last = (mass < top_p).sum(-1, keepdim=True).clamp_(max=logp.shape[-1] - 1)
+    return torch.where(logp >= falling.gather(-1, last), logits, -torch.inf)
 
 
-def _smallest_in_nucleus(
-    logp: Float[Tensor, "R V"], top_p: float, width: int
-) -> tuple[Float[Tensor, "R 1"], Bool[Tensor, " R"]]:
-    """(log-prob of the nucleus' last token, whether the `width` most probable tokens reach the mass), per row."""
-    largest = logp.topk(width, dim=-1).values
-    mass = largest.exp().cumsum(-1, dtype=torch.float64)
-    last = (mass < top_p).sum(-1, keepdim=True).clamp_(max=width - 1)
-    return largest.gather(-1, last), mass[:, -1] >= top_p
+def _falling(values: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+    """Each row sorted, largest first. On a CPU numpy's sort is about ten times as fast as torch's."""
+    if values.device.type != "cpu":
+        return values.sort(-1, descending=True).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)

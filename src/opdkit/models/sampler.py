@@ -50,14 +50,14 @@ class LocalSampler:
     name = "local"
 
     def __init__(self, loaded: LoadedModel, *, compute: torch.dtype | None = None, owned: bool = False):
-        """`compute` is the arithmetic of the decoding (None: that of the weights). UserError for what cannot be decoded."""
+        """`compute` may narrow the arithmetic of decoding below the weights' dtype. UserError for what cannot be decoded."""
         self.loaded = loaded
-        self.compute = compute
         self.owned = owned
         self.version = 0
         self.offers = Needs(sampled=True, top_k=loaded.head.rows, entropy=True)
+        self.compute = _narrower(compute, loaded.model.dtype)
         with _evaluating(loaded.model):
-            check(loaded, compute=compute)
+            self.fast = check(loaded, compute=self.compute)
 
     @classmethod
     def copy_of(cls, loaded: LoadedModel, *, compute: torch.dtype | None = None) -> Self:
@@ -153,7 +153,7 @@ class _Sampling:
         self.head = sampler.loaded.head.at_temperature(sampling.temperature)
         self.sampling, self.needs, self.stops = sampling, needs, stops
         self.device = sampler.loaded.device
-        self.decoder = Decoder(sampler.loaded, slots=sampling.batch_rows, compute=sampler.compute)
+        self.decoder = Decoder(sampler.loaded, slots=sampling.batch_rows, room=sampling.max_tokens, compute=sampler.compute, fast=sampler.fast)
         self.live: list[_Row] = []                             # in the order of the decoder's rows
         self.drawn: list[tuple[list[int], Drawn]] = []         # which rows, what they drew
 
@@ -233,6 +233,11 @@ def _by_row(drawn: Sequence[tuple[list[int], Drawn]], rows: Sequence[_Row]) -> d
             hint="resume from the last checkpoint with a smaller optim.lr",
         )
     return columns
+
+
+def _narrower(compute: torch.dtype | None, held: torch.dtype) -> torch.dtype | None:
+    """float64 arithmetic on float32 weights has no use in sampling: log-probs are compared at float32."""
+    return compute if compute is not None and compute.itemsize < held.itemsize else None
 
 
 def _load_state(model: Any, state: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdkit.diagnostics import Measures, concatenate, measure
+from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
 from opdkit.models.teacher import teacher_dist
@@ -29,12 +29,13 @@ class Notes:
 
     measures: list[Measures] = field(default_factory=list)
     measured_index: list[Tensor] = field(default_factory=list)
+    extremes: list[Extremes | None] = field(default_factory=list)
     student_logp: list[Tensor] = field(default_factory=list)     # of sampled tokens
     teacher_logp: list[Tensor] = field(default_factory=list)
     sampled_index: list[Tensor] = field(default_factory=list)
 
     def extend(self, other: Notes) -> None:
-        for name in ("measures", "measured_index", "student_logp", "teacher_logp", "sampled_index"):
+        for name in ("measures", "measured_index", "extremes", "student_logp", "teacher_logp", "sampled_index"):
             getattr(self, name).extend(getattr(other, name))
 
     def packed(self) -> tuple[Measures, Tensor]:
@@ -98,8 +99,9 @@ class Student(nn.Module):
             student = RowDist(logits, sampled_ids=sampled_ids)
             teacher = teacher_dist(scores, teacher_head, part=part, sampled_ids=sampled_ids)
             support = objective.support(student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part))
+            loss = _weighted(objective.local(student, teacher, support), micro.weight[part])
             self._note(notes, micro, part, student, teacher)
-            return _weighted(objective.local(student, teacher, support), micro.weight[part])
+            return loss
 
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
 
@@ -154,8 +156,9 @@ class Student(nn.Module):
             measures["sampler_mismatch"] = (gap, torch.ones_like(gap))
         if micro.support is not None and micro.support.ids is not None and micro.support.source == "sampler":
             ids = micro.support.ids[here]
-            missed = (~in_set(ids, student.topk(ids.shape[-1])[0])).to(gap_dtype(student)).mean(-1)
+            missed = (~in_set(ids, student.topk(ids.shape[-1])[0])).float().mean(-1)
             measures["support_mismatch"] = (missed, torch.ones_like(missed))
+        notes.extremes.append(extremes(student, teacher, k=self.k))
         notes.measures.append(measures)
         notes.measured_index.append(micro.index[here])
 
@@ -163,10 +166,6 @@ class Student(nn.Module):
         if self.compute is None or self.compute == next(self.model.parameters()).dtype:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute)
-
-
-def gap_dtype(student: RowDist) -> torch.dtype:
-    return student.logits.dtype
 
 
 def _weighted(loss: Tensor, weight: Tensor) -> Tensor:

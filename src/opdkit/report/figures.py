@@ -212,9 +212,18 @@ def _grid(run: Run, quantity: str) -> Trace:
     return {
         "name": quantity,
         "x": [row["step"] for row in rows],
-        "y": [places[name] for name in ordered],
+        "y": _edges([places[name] for name in ordered]),
         "z": [[_short(number(row.get(name))) for row in rows] for name in ordered],
     }
+
+
+def _edges(starts: list[int]) -> list[int]:
+    """Bins have equal width, so the last one's end is known; a single bin stays a place.
+
+    >>> _edges([0, 256, 512]), _edges([0])
+    ([0, 256, 512, 768], [0])
+    """
+    return [*starts, 2 * starts[-1] - starts[-2]] if len(starts) > 1 else starts
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------
@@ -231,9 +240,7 @@ def _avg_at_k(runs: Sequence[Run]) -> Figure:
         "Mean correctness over problems and their responses; bars are 95 % bootstrap intervals over "
         "problems. Dotted: the teacher, where it was evaluated."
     )
-    return Figure(
-        kind="lines", title="avg_at_k", caption=caption, unit="fraction", equation="Section 4", traces=traces
-    )
+    return Figure(kind="lines", title="avg_at_k", caption=caption, unit="fraction", traces=traces)
 
 
 def _scores(run: Run, index: int) -> Trace | None:

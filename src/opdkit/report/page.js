@@ -49,23 +49,38 @@
       zmin: figure.range ? figure.range[0] : undefined, zmax: figure.range ? figure.range[1] : undefined,
       colorbar: { thickness: 8, outlinewidth: 0, tickfont: { size: 10 }, len: 1, title: { text: figure.unit,
         side: "right", font: { size: 11, color: css("--muted") } } },
-      hovertemplate: "step %{x}<br>from position %{y}<br>%{z:.4~g}<extra></extra>",
+      hovertemplate: "step %{x}<br>near position %{y}<br>%{z:.4~g}<extra></extra>",
     };
   }
 
   function layout(figure, index) {
     const map = figure.kind === "heatmap";
     return {
-      height: 250, margin: { l: 8, r: 10, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)",
+      uirevision: "kept", height: 240, margin: { l: 8, r: 10, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--font"), size: 12, color: css("--text") },
       showlegend: false, hovermode: map ? "closest" : "x unified",
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), namelength: -1, align: "left",
         font: { family: css("--font"), size: 12, color: css("--text") } },
-      xaxis: axis(figure.x, { showgrid: false, nticks: 8, unifiedhovertitle: { text: `${figure.x} %{x}` } }),
-      yaxis: map ? axis("response position (tokens)") : axis(figure.unit, {
-        type: logarithmic.has(index) ? "log" : "linear",
-        exponentformat: "power", dtick: logarithmic.has(index) ? "D1" : undefined, nticks: 6 }),
+      xaxis: axis(figure.x, { showgrid: false, nticks: 8, spikethickness: 1,
+        spikecolor: css("--muted"), spikedash: "dot", unifiedhovertitle: { text: `${figure.x} %{x}` },
+        ...(figure.x === "k" ? powers(figure) : {}) }),
+      yaxis: map ? axis("response position (tokens)") : values(figure, logarithmic.has(index)),
     };
+  }
+
+  // pass@k is measured at powers of two: evenly spaced, and labelled where it was measured.
+  function powers(figure) {
+    return { type: "log", tickvals: [...new Set(figure.traces.flatMap((trace) => trace.x))] };
+  }
+
+  function values(figure, log) {
+    const all = figure.traces.flatMap((trace) => trace.y).filter((y) => y !== null);
+    const zero = all.every((y) => y === 0);   // plotly would centre such a line between −1 and 1
+    return axis(figure.unit, {
+      type: log ? "log" : "linear", uirevision: String(log), nticks: 6, dtick: log ? "D1" : undefined,
+      range: zero ? [-0.02, 1] : undefined, exponentformat: "power",
+      tickformat: all.some((y) => Math.abs(y) >= 10000) ? "," : undefined,
+    });
   }
 
   function draw(index) {

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from typing import Any
 
+NBSP = "\u00a0"  # a number and its unit stay on one line
 _JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji are spelt with these two
 _HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _SECRET_KEY = re.compile(r"(^|[._-])(token|secret|password|passwd|api_?key|credentials?)$", re.IGNORECASE)
@@ -61,7 +62,7 @@ def shown(value: float | None) -> str:
     """Three significant digits, thousands grouped, a true minus sign.
 
     >>> [shown(x) for x in (0.91234, -0.000123, 12345.6, 2_500_000, 7.0, None)]
-    ['0.912', '−1.23e−4', '12,346', '2.5 M', '7', '–']
+    ['0.912', '−1.23e−4', '12,346', '2.50\xa0M', '7', '–']
     """
     if value is None:
         return "–"
@@ -73,14 +74,18 @@ def shown(value: float | None) -> str:
     elif size and size < 1e-3:
         text = _scientific(value)
     else:
-        text = f"{value:.3g}"
+        text = f"{value:.0f}" if value == int(value) else f"{value:#.3g}".rstrip(".")
     return text.replace("-", "−")
 
 
 def _with_unit(value: float) -> str:
     for power, unit in ((12, "T"), (9, "G"), (6, "M")):
         if abs(value) >= 10**power:
-            return f"{value / 10**power:.3g} {unit}" if abs(value) < 1e15 else _scientific(value)
+            return (
+                f"{value / 10**power:#.3g}".rstrip(".") + f"{NBSP}{unit}"
+                if abs(value) < 1e15
+                else _scientific(value)
+            )
     return f"{value:.3g}"
 
 
@@ -90,7 +95,7 @@ def _scientific(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage with one decimal, none from 99.95 % on."""
+    """A fraction as a percentage with one decimal."""
     if value is None:
         return "–"
-    return f"{100 * value:.1f} %".replace(".0 %", " %").replace("-", "−")
+    return f"{100 * value:.1f}{NBSP}%".replace("-", "−")

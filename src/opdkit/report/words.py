@@ -17,6 +17,7 @@ from opdkit.report.text import percent, shown
 # reproduction): three is far from both, and the exact place does not matter.
 CLEAR_FOLD = 3.0
 STILL_FOLD = 1.5
+HARDLY = 0.1  # a drift below a tenth is not worth a number
 SMALL_LOSS = 0.1  # nats; failing pairs start below it, successes several times above
 
 Tone = Literal["good", "weak", "bad", "plain"]
@@ -134,17 +135,19 @@ def _still(it: Change) -> bool:
 
 def _told(what: str, it: Change) -> str:
     """The change of `what` as a clause: "The loss fell 25-fold (0.5 → 0.02)"."""
-    if _still(it):
+    if it.first == it.last or (it.fold and abs(1 / it.fold - 1) < HARDLY):
         return f"{what} hardly moved ({it.words})"
     if it.fold is None:
         return f"{what} changed ({it.words})"
-    times = max(it.fold, 1 / it.fold)
-    return f"{what} {'fell' if it.fold > 1 else 'rose'} {times:.{0 if times >= 10 else 1}f}-fold ({it.words})"
+    verb, times = ("fell", it.fold) if it.fold > 1 else ("rose", 1 / it.fold)
+    if _still(it):
+        return f"{what} {verb} by {percent(abs(1 / it.fold - 1))} ({it.words})"
+    return f"{what} {verb} {times:.{0 if times >= 10 else 1}f}-fold ({it.words})"
 
 
 def _why_still(loss: Change) -> str:
     if abs(loss.first) < SMALL_LOSS:
-        return "a small loss that hardly moves is a weak signal, not success."
+        return "a small loss that moves so little is a weak signal, not success."
     return "what the teacher says is not taken up. Check lr and grad_norm first."
 
 

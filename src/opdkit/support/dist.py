@@ -38,37 +38,37 @@ class RowDist:
 
     normalised = True
 
-    def __init__(
-        self,
-        logits: Float[Tensor, "N V"],
-        *,
-        sampled_ids: Int[Tensor, " N"] | None = None,
-        candidates: Int[Tensor, "N K"] | None = None,
-    ):
-        """`candidates` are the top-k where an earlier forward had to choose it (ids sent to a teacher)."""
+    def __init__(self, logits: Float[Tensor, "N V"], *, sampled_ids: Int[Tensor, " N"] | None = None):
         self.logits = logits
         self.sampled_ids = sampled_ids
-        self.candidates = candidates
+
+    # Cached values must carry their gradient whoever asks first: a reader under no_grad would otherwise leave a constant
+    # behind, and the loss would silently lose a term.
 
     @cached_property
     def logsumexp(self) -> Float[Tensor, " N"]:
-        return self.logits.logsumexp(-1)
+        with torch.enable_grad():
+            return self.logits.logsumexp(-1)
 
     @cached_property
     def full(self) -> Float[Tensor, "N V"]:
-        return self.logits.log_softmax(-1)
+        with torch.enable_grad():
+            return self.logits.log_softmax(-1)
 
     @cached_property
     def sampled(self) -> Float[Tensor, " N"]:
-        assert self.sampled_ids is not None, "no sampled ids were given"
-        return self.at(self.sampled_ids[:, None])[:, 0]
+        if self.sampled_ids is None:
+            raise LookupError("no sampled ids were given")
+        with torch.enable_grad():
+            return self.at(self.sampled_ids[:, None])[:, 0]
 
     @cached_property
     def entropy(self) -> Float[Tensor, " N"]:
         """H = logsumexp(z) − Σ p z, in nats."""
-        if "full" in self.__dict__:
-            return -(self.full.exp() * self.full).sum(-1)
-        return self.logsumexp - (self.logits.softmax(-1) * self.logits).sum(-1)
+        with torch.enable_grad():
+            if "full" in self.__dict__:
+                return -(self.full.exp() * self.full).sum(-1)
+            return self.logsumexp - (self.logits.softmax(-1) * self.logits).sum(-1)
 
     def at(self, ids: Int[Tensor, "N S"]) -> Float[Tensor, "N S"]:
         if "full" in self.__dict__:
@@ -76,12 +76,7 @@ class RowDist:
         return self.logits.gather(-1, ids) - self.logsumexp[:, None]
 
     def topk(self, k: int) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
-        if self.candidates is None:
-            ids = self.logits.detach().topk(k, dim=-1).indices
-        elif k <= self.candidates.shape[-1]:
-            ids = self.candidates[:, :k]
-        else:
-            raise LookupError(f"top-{self.candidates.shape[-1]} was chosen, top-{k} was asked for")
+        ids = self.logits.detach().topk(k, dim=-1).indices
         return ids, self.at(ids)
 
     def rows(self, index: Int[Tensor, " M"]) -> RowDist:

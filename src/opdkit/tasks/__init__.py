@@ -1,5 +1,6 @@
-"""Prompts with or without answers, templating, and graders in a killable child. Torch-free, and light to import: readers
-of parquet, generators and checkers are loaded where they are used, most of them only in the child."""
+"""Prompts with or without answers, templating, and graders in a killable child. Torch-free, and light to
+import: readers of parquet, generators and checkers are loaded where they are used, most of them only in the
+child."""
 
 from opdkit.tasks.encode import encode, fit
 from opdkit.tasks.steps import step_prompts

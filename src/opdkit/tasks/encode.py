@@ -17,25 +17,32 @@ def encode(
 ) -> list[Prompt]:
     """The prompts with `ids` filled: templated as `cfg` says, then `cfg.prefix` without special tokens.
 
-    `system` is a context that only this reader gets (a teacher's): it comes before the system message the prompt has or
-    `cfg.system` gives, in the same message, for many templates take only one.
-    Raises UserError where the tokenizer's template is missing or refuses, and for messages without a template.
+    `system` is a context that only this reader gets (a teacher's): it comes before the system message the
+    prompt has or `cfg.system` gives, in the same message, for many templates take only one. Raises UserError
+    where the tokenizer's template is missing or refuses, and for messages without a template.
     """
     if not prompts:
         return []
-    rows = _templated(prompts, tokenizer, cfg, system) if cfg.chat_template else _plain(prompts, tokenizer, cfg, system)
+    rows = (
+        _templated(prompts, tokenizer, cfg, system)
+        if cfg.chat_template
+        else _plain(prompts, tokenizer, cfg, system)
+    )
     prefix = tokenizer(cfg.prefix, add_special_tokens=False)["input_ids"] if cfg.prefix else []
     encoded = []
     for prompt, row in zip(prompts, rows, strict=True):
         ids = tuple(_one_bos(row, tokenizer.bos_token_id)) + tuple(prefix)
         if not ids:
-            raise UserError(f"{prompt.source or prompt.id}: no tokens", hint="check the prompt and the tokenizer")
+            raise UserError(
+                f"{prompt.source or prompt.id}: no tokens", hint="check the prompt and the tokenizer"
+            )
         encoded.append(replace(prompt, ids=ids))
     return encoded
 
 
 def fit(prompts: Sequence[Prompt], *, max_prompt_tokens: int) -> tuple[list[Prompt], list[Prompt]]:
-    """(kept, dropped): encoded prompts of at most `max_prompt_tokens` tokens, and those longer, which the caller counts.
+    """(kept, dropped): encoded prompts of at most `max_prompt_tokens` tokens, and those longer, which the
+    caller counts.
 
     Raises UserError when not one is kept.
     """
@@ -44,31 +51,37 @@ def fit(prompts: Sequence[Prompt], *, max_prompt_tokens: int) -> tuple[list[Prom
     if dropped and not kept:
         shortest = min(len(p.ids) for p in dropped)
         raise UserError(
-            f"every prompt is too long: the shortest has {shortest} tokens, the context leaves {max_prompt_tokens}",
-            hint=f"lower sampling.max_tokens by {shortest - max_prompt_tokens} or more, or use a longer context",
+            f"no prompt fits: the shortest has {shortest} tokens, the context leaves {max_prompt_tokens}",
+            hint=f"lower sampling.max_tokens by {shortest - max_prompt_tokens}, or use a longer context",
         )
     return kept, dropped
 
 
-# --- the two ways -----------------------------------------------------------------------------------------------------
+# --- the two ways -------------------------------------------------------------------------------------------
 
 
 def _templated(
     prompts: Sequence[Prompt], tokenizer: Any, cfg: FileTask | GymTask, system: str | None
 ) -> list[list[int]]:
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError("the tokenizer has no chat template", hint="task.chat_template=false feeds the text as it is")
+        raise UserError(
+            "the tokenizer has no chat template", hint="task.chat_template=false feeds the text as it is"
+        )
     options = {} if cfg.thinking is None else {"enable_thinking": cfg.thinking}
     texts = [_render(p, tokenizer, _with_system(_messages(p), cfg.system, system), options) for p in prompts]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]   # the template has written the special ones
+    return tokenizer(texts, add_special_tokens=False)[
+        "input_ids"
+    ]  # the template has written the special ones
 
 
-def _render(prompt: Prompt, tokenizer: Any, messages: list[Mapping[str, str]], options: dict[str, bool]) -> str:
+def _render(
+    prompt: Prompt, tokenizer: Any, messages: list[Mapping[str, str]], options: dict[str, bool]
+) -> str:
     from jinja2 import TemplateError
 
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-    except TemplateError as error:   # templates refuse by raising: a system role, roles that do not alternate
+    except TemplateError as error:  # templates refuse by raising: a system role, roles that do not alternate
         raise UserError(
             f"{prompt.source or prompt.id}: the chat template refuses this prompt: {error}",
             hint="change its roles, leave out task.system, or set task.chat_template=false",
@@ -79,7 +92,9 @@ def _plain(
     prompts: Sequence[Prompt], tokenizer: Any, cfg: FileTask | GymTask, system: str | None
 ) -> list[list[int]]:
     if cfg.system or system:
-        raise UserError("a system message needs a chat template", hint="task.chat_template=true, or put it in the text")
+        raise UserError(
+            "a system message needs a chat template", hint="task.chat_template=true, or put it in the text"
+        )
     for prompt in prompts:
         if prompt.text is None:
             raise UserError(
@@ -95,7 +110,7 @@ def _plain(
     ]
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- parts --------------------------------------------------------------------------------------------------
 
 
 def _messages(prompt: Prompt) -> list[Mapping[str, str]]:
@@ -107,7 +122,8 @@ def _messages(prompt: Prompt) -> list[Mapping[str, str]]:
 def _with_system(
     messages: list[Mapping[str, str]], default: str | None, context: str | None
 ) -> list[Mapping[str, str]]:
-    """One system message in front: the context, then the prompt's own or the default. Nothing to say, no message."""
+    """One system message in front: the context, then the prompt's own or the default. Nothing to say, no
+    message."""
     has_own = messages[0]["role"] == "system"
     own = messages[0]["content"] if has_own else default
     said = "\n\n".join(part for part in (context, own) if part)

@@ -1,7 +1,8 @@
 """A reasoning-gym generator, inside the child: makes items by index and scores answers to them.
 
-Made here and not in the parent so that an index names the same item for ever: some generators iterate over sets of
-strings or draw from the global generators, so hash seed and global seeds are fixed per item, which is the child's to do.
+Made here and not in the parent so that an index names the same item for ever: some generators iterate over
+sets of strings or draw from the global generators, so hash seed and global seeds are fixed per item, which is
+the child's to do.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from opdkit.tasks.child import Answer, Reply, score
-from opdkit.tasks.grade import last_group
+from opdkit.tasks.grade import Answer, Reply, last_group, score
 
-BLOCK = 1000   # some generators prepare `size` items when they are opened, others refuse a size above 20000
+BLOCK = 1000  # some generators prepare `size` items when they are opened, others refuse a size above 20000
 
 
 class GymRefusal(ValueError):
@@ -28,12 +28,14 @@ class GymRefusal(ValueError):
 def open_gym(setup: dict[str, Any]) -> Answer:
     """Answers `make` (start, count -> items) and `grade` (index, text -> score). Raises GymRefusal."""
     gym = Gym(setup["name"], setup["args"], seed=setup["seed"])
-    gym.entry(0)   # wrong arguments often show only now
+    gym.entry(0)  # wrong arguments often show only now
     pattern = re.compile(setup["extract"]) if setup["extract"] else None
 
     def answer(request: dict[str, Any]) -> Reply:
         if request["op"] == "make":
-            return {"items": [gym.item(i) for i in range(request["start"], request["start"] + request["count"])]}
+            return {
+                "items": [gym.item(i) for i in range(request["start"], request["start"] + request["count"])]
+            }
         text = last_group(pattern, request["text"]) if pattern else request["text"].strip()
         if text is None or (request["cut"] and not pattern):
             return score(0.0)
@@ -43,7 +45,8 @@ def open_gym(setup: dict[str, Any]) -> Answer:
 
 
 class Gym:
-    """Items by index: block b of the generator has seed + b·BLOCK, so that the usual Random(seed + index) runs on."""
+    """Items by index: block b of the generator has seed + b·BLOCK, so that the usual Random(seed + index)
+    runs on."""
 
     def __init__(self, name: str, args: dict[str, Any], *, seed: int):
         from reasoning_gym.factory import DATASETS
@@ -57,7 +60,11 @@ class Gym:
     def item(self, index: int) -> dict[str, Any]:
         entry = self.entry(index)
         answer = entry.get("answer")
-        return {"index": index, "question": entry["question"], "answer": None if answer is None else str(answer)}
+        return {
+            "index": index,
+            "question": entry["question"],
+            "answer": None if answer is None else str(answer),
+        }
 
     def score(self, text: str, index: int) -> float:
         return self.block(index // BLOCK).score_answer(text, self.entry(index))
@@ -69,7 +76,7 @@ class Gym:
         _seed_global(seed)
         try:
             return create_dataset(self.name, **self.args, seed=seed, size=BLOCK)
-        except Exception as error:   # the generators check by assert, by type errors and by ValueError
+        except Exception as error:  # the generators check by assert, by type errors and by ValueError
             raise GymRefusal(str(error), refused="arguments") from error
 
     def _entry(self, index: int) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from opdkit.types import Prompt
 
 
 def step_prompts(prompts: Sequence[Prompt], *, step: int, seed: int, count: int) -> list[Prompt]:
-    """The `count` prompts of `step` (from 0): a walk through one permutation per epoch, each drawn from (seed, epoch).
+    """The `count` prompts of `step` (from 0): a walk through one permutation per epoch, each drawn from
+    (seed, epoch).
 
-    Step s takes the walk's places s·count … (s+1)·count − 1, so an epoch holds every prompt once, and a step may lie
-    across two epochs or, with a small set, hold a prompt more than once.
+    Step s takes the walk's places s·count … (s+1)·count − 1, so an epoch holds every prompt once, and a step
+    may lie across two epochs or, with a small set, hold a prompt more than once.
 
     >>> ps = [Prompt(id=name) for name in "abc"]
     >>> two_epochs = [p.id for step in range(3) for p in step_prompts(ps, step=step, seed=0, count=2)]

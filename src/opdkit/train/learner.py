@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import LearnerConfig, OptimConfig
-from opdkit.diagnostics import by_position, by_sequence, sequence_reward, tally
+from opdkit.diagnostics import Extremes, by_position, by_sequence, merge, sequence_reward, tally
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
 from opdkit.objectives import Objective
@@ -33,6 +33,7 @@ class Update:
 
     tally: Tally                            # summed over ranks
     sequences: Mapping[str, Tensor]
+    extremes: Extremes | None               # this rank's measured positions
     grad_norm: float
     skipped: bool
 
@@ -71,13 +72,13 @@ class Learner:
         loss, notes = self._backward(batch, signal, objective, teacher_head, count)
         norm = self._clip()
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        if skipped:
-            self._skip(loss, norm)
-        else:
+        if not skipped:
             self._apply(step)
         self.optimizer.zero_grad(set_to_none=True)
+        if skipped:
+            self._skip(loss, norm)
         tallied, sequences = self._tally(batch, notes, loss * count, count)
-        return Update(tally=tallied, sequences=sequences, grad_norm=norm, skipped=skipped)
+        return Update(tallied, sequences, merge(notes.extremes), grad_norm=norm, skipped=skipped)
 
     def _global_count(self, signal: Signal) -> float:
         """Trained tokens over all ranks; at least 1 so that an empty step is a step of nothing."""

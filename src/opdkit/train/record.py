@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from opdkit.diagnostics import auroc, derived, overlap_chance, rollout_tally
+from opdkit.diagnostics import Extreme, Extremes, auroc, derived, merge, overlap_chance, rollout_tally
 from opdkit.train.learner import Learner, Update
 from opdkit.types import Rollout
 
@@ -28,8 +29,8 @@ def metrics_row(
     A collective: every rank calls it, and all get the row of all ranks' rollouts."""
     tally = update.tally + learner.summed(rollout_tally(rollouts))
     row: dict[str, float] = {"step": done, **tally.means(), **derived(tally)}
-    row |= {f"overlap_chance_at_{k}": overlap_chance(k, rows) for k in ks if k <= rows}
-    row |= _sequence_numbers(update, rollouts, learner)
+    row |= {f"overlap_chance_at_{k}": overlap_chance(k=k, size=rows) for k in ks if k <= rows}
+    row |= _sequence_numbers(update, rollouts, learner) | _extremes(update, learner)
     row |= {
         "grad_norm": update.grad_norm,
         "learning_rate": float(learner.optimizer.param_groups[0]["lr"]),
@@ -55,8 +56,15 @@ def _sequence_numbers(update: Update, rollouts: Sequence[Rollout], learner: Lear
     if everyone:
         numbers["sequence_reward"] = sum(r for r, _ in everyone) / len(everyone)
     graded = [(r, s) for r, s in everyone if s is not None]
-    area = auroc([r for r, _ in graded], [bool(s) for _, s in graded]) if graded else None
+    area = auroc(torch.tensor([r for r, _ in graded]), torch.tensor([bool(s) for _, s in graded], dtype=torch.bool))
     return numbers if area is None else numbers | {"sequence_reward_auroc": area}
+
+
+def _extremes(update: Update, learner: Learner) -> dict[str, float]:
+    """The largest and smallest advantage of the step over all ranks, with both probabilities there."""
+    parts = learner.world.gather(None if update.extremes is None else asdict(update.extremes))
+    found = merge(None if p is None else Extremes(Extreme(**p["largest"]), Extreme(**p["smallest"])) for p in parts)
+    return {} if found is None else found.named()
 
 
 def right(rollout: Rollout) -> bool | None:

@@ -67,7 +67,7 @@ def set_stage(config: Config, *, world: World, task: Any, resume: Path | None = 
         folder.rewind(start)
     loaded = _student_model(config, plan, world, saved)
     teacher = _teacher(config, plan, world, loaded, saved)
-    sampler = LocalSampler(loaded if world.size == 1 else frozen_copy(loaded), compute=_compute(config))
+    sampler = _sampler(config, loaded, world)
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
@@ -172,6 +172,13 @@ def _teacher(config: Config, plan: Plan, world: World, student: LoadedModel, sav
         batch_tokens=cfg.batch_tokens,
         round_to_bfloat16=rounds,
     )
+
+
+def _sampler(config: Config, loaded: LoadedModel, world: World) -> LocalSampler:
+    """The learner's own module; under several ranks an unsharded copy, for decoding from a sharded module deadlocks."""
+    if world.size == 1:
+        return LocalSampler(loaded, compute=_compute(config))
+    return LocalSampler.copy_of(loaded, compute=_compute(config))
 
 
 def make_learner(config: Config, loaded: LoadedModel, world: World) -> Learner:

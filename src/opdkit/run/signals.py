@@ -1,0 +1,53 @@
+"""SIGTERM and Ctrl-C as a wish the loop grants between steps: save, then leave with its exit code."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+
+class Stop:
+    """While entered, SIGTERM and a first Ctrl-C only set `requested`; a second one raises KeyboardInterrupt.
+
+    SIGTERM may come any number of times: schedulers repeat it. A SIGINT that the parent had us ignore
+    (`opd … &` in a script) stays ignored. Python handles signals in the main thread only; entered in
+    another one, nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._interrupted = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._install(signal.SIGTERM)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                self._install(signal.SIGINT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._old:
+            number, handler = self._old.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+
+    def _install(self, number: int) -> None:
+        self._old[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted |= number == signal.SIGINT
+        if self._first is None:
+            self._first = number
+
+    @property
+    def requested(self) -> bool:
+        return self._first is not None
+
+    @property
+    def exit_code(self) -> int:
+        """143 for SIGTERM, 130 for Ctrl-C, whichever came first; 0 when nothing came."""
+        return 0 if self._first is None else 128 + self._first

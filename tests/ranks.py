@@ -1,0 +1,83 @@
+"""What one rank does in tests/test_ranks.py; started by torchrun. Writes losses and gradients as JSON + safetensors.
+
+    torchrun --nproc-per-node 2 tests/ranks.py OUT [tied|untied]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from models import tiny_loaded  # noqa: E402
+
+from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig  # noqa: E402
+from opdkit.models.student import Student  # noqa: E402
+from opdkit.models.teacher import LocalTeacher  # noqa: E402
+from opdkit.objectives import Objective  # noqa: E402
+from opdkit.run.world import World, whole  # noqa: E402
+from opdkit.train.collate import collate  # noqa: E402
+from opdkit.train.learner import Learner  # noqa: E402
+from opdkit.types import Needs, Prompt, Rollout  # noqa: E402
+
+LENGTHS = [(5, 9), (3, 4), (8, 1), (4, 7), (6, 12), (2, 3)]   # (prompt, response) tokens, two responses per prompt
+
+
+def rollouts(vocabulary: int) -> list[Rollout]:
+    """Ragged responses with fixed tokens; two of each prompt."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for i, (prompt_tokens, response_tokens) in enumerate(LENGTHS):
+        ids = torch.randint(4, vocabulary, (prompt_tokens,), generator=generator).tolist()
+        for g in range(2):
+            response = torch.randint(4, vocabulary, (response_tokens + g,), generator=generator).tolist()
+            found.append(Rollout(Prompt(id=str(i), ids=tuple(ids)), tuple(response), "length", sample=g))
+    return found
+
+
+def learn(world: World, *, tie: bool, preset: str, steps: int = 3) -> tuple[list[float], list[float], dict, dict]:
+    """`steps` updates on this rank's share; losses, gradient norms, final weights, gradients of a first backward."""
+    student = tiny_loaded("llama", seed=1, tie=tie, dtype=torch.float64)
+    teacher = LocalTeacher(tiny_loaded("llama", seed=2, dtype=torch.float64, hidden=48))
+    learner = Learner(
+        Student(student, k=4),
+        optim=OptimConfig(lr=1e-2, clip=0.5),
+        learner=LearnerConfig(batch_tokens=40),
+        steps=steps,
+        world=world,
+        max_tokens=16,
+    )
+    objective = Objective(ObjectiveConfig(preset=preset))
+    everything = rollouts(student.head.rows)
+    mine = [r for r in everything if int(r.prompt.id) % world.size == world.rank]     # groups stay on one rank
+    batch = collate(mine, teacher.score(mine, needs=Needs(sampled=True)))
+    signal = objective.prepare(batch)
+    count = learner._global_count(signal)
+    learner._backward(batch, signal, objective, teacher.head, count)
+    gradients = {n: whole(p.grad).clone() for n, p in learner.student.model.named_parameters() if p.grad is not None}
+    learner.optimizer.zero_grad()
+    losses, norms = [], []
+    for step in range(steps):
+        update = learner.update(batch, signal, objective=objective, teacher_head=teacher.head, step=step)
+        losses.append(update.tally.means()["loss"])
+        norms.append(update.grad_norm)
+    weights = {n: w.clone() for n, w in learner.weights().items()}
+    if tie:
+        model = learner.student.model
+        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight, "tied weights came apart"
+    return losses, norms, weights, gradients
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out, tie, preset = Path(sys.argv[1]), sys.argv[2] == "tied", sys.argv[3]
+    world = World(torch.device("cpu"))
+    losses, norms, weights, gradients = learn(world, tie=tie, preset=preset)
+    if world.main:
+        (out / "losses.json").write_text(json.dumps({"losses": losses, "norms": norms, "size": world.size}))
+        save_file(weights, out / "weights.safetensors")
+        save_file(gradients, out / "gradients.safetensors")
+    world.close()
