@@ -2,9 +2,10 @@
 
     python benchmarks/decode.py [--repeats 5] [--prompts 32] [--tokens 64] [--ragged-tokens 256]
 
-Prints one JSON line. `equal`: prompts of 32 tokens, exactly --tokens each, no end token. `ragged`: prompts of 8 to 32 tokens,
-and an end token that comes after about 50 (a bias in the head, so both sides see the same model). `shared`: 4 responses to each
-of a quarter of the prompts. Sides alternate; times are medians in seconds, and per generated token where lengths differ.
+Prints one JSON line. `equal`: prompts of 32 tokens, exactly --tokens each, no end token. `ragged`: prompts of
+8 to 32 tokens, and an end token that comes after about 50 (a bias in the head, so both sides see the same
+model). `shared`: 4 responses to each of a quarter of the prompts. Sides alternate; times are medians in
+seconds, and per generated token where lengths differ.
 """
 
 from __future__ import annotations
@@ -35,45 +36,50 @@ def build(end_bias: float) -> LoadedModel:
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")), pad_token="w0", eos_token="w1"
     )
     config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-        intermediate_size=384, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=END,
-        pad_token_id=PAD, initializer_range=0.05,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    model = Qwen3ForCausalLM(config).eval()
-    model.lm_head.bias = nn.Parameter(torch.zeros(VOCABULARY))
-    with torch.no_grad():
-        model.lm_head.bias[PAD] = -1e4 if end_bias else 0.0   # so that HF's padding can be told from tokens
-        model.lm_head.bias[END] = end_bias
-    return describe(model, tokenizer, name="bench")
+        vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, intermediate_size=384, max_position_embeddings=1024,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=END, pad_token_id=PAD,
+        initializer_range=0.05, )  # fmt: skip torch.manual_seed(1) model = Qwen3ForCausalLM(config).eval()
+        model.lm_head.bias = nn.Parameter(torch.zeros(VOCABULARY)) with torch.no_grad():
+        model.lm_head.bias[PAD] = -1e4 if end_bias else 0.0  # so that HF's padding can be told from tokens
+        model.lm_head.bias[END] = end_bias return describe(model, tokenizer, name="bench")
 
 
 def make_prompts(count: int, *, shortest: int, longest: int) -> list[Prompt]:
     lengths = [shortest + (7 * i) % (longest - shortest + 1) for i in range(count)]
-    return [Prompt(id=str(i), ids=tuple(2 + (31 * i + 17 * j) % 500 for j in range(n))) for i, n in enumerate(lengths)]
+    return [
+        Prompt(id=str(i), ids=tuple(2 + (31 * i + 17 * j) % 500 for j in range(n)))
+        for i, n in enumerate(lengths)
+    ]
 
 
-def generate(loaded: LoadedModel, prompts: list[Prompt], *, responses: int, tokens: int, end: int | None) -> int:
+def generate(
+    loaded: LoadedModel, prompts: list[Prompt], *, responses: int, tokens: int, end: int | None
+) -> int:
     """transformers' own sampling over all rows at once; tokens made."""
     width = max(len(p.ids) for p in prompts)
     ids = torch.tensor([[PAD] * (width - len(p.ids)) + list(p.ids) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts])
     with torch.inference_mode():
         out = loaded.model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=tokens, eos_token_id=end, pad_token_id=PAD,
-            num_return_sequences=responses,
-        )  # fmt: skip
-    made = out[:, width:]
-    return int((made != PAD).sum()) if end is not None else made.numel()
+            input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=tokens,
+            eos_token_id=end, pad_token_id=PAD, num_return_sequences=responses, )  # fmt: skip made = out[:,
+            width:] return int((made != PAD).sum()) if end is not None else made.numel()
 
 
-def ours(sampler: LocalSampler, prompts: list[Prompt], *, responses: int, tokens: int, end: int | None, step: int) -> int:
+def ours(
+    sampler: LocalSampler, prompts: list[Prompt], *, responses: int, tokens: int, end: int | None, step: int
+) -> int:
     sampling = SamplingConfig(responses=responses, max_tokens=tokens, batch_rows=len(prompts) * responses)
-    made = sampler.sample(prompts, sampling=sampling, seed=0, step=step, stop_ids=[] if end is None else [end])
+    made = sampler.sample(
+        prompts, sampling=sampling, seed=0, step=step, stop_ids=[] if end is None else [end]
+    )
     return sum(r.length for r in made)
 
 
-def compare(end_bias: float, repeats: int, *, prompts: list[Prompt], responses: int, tokens: int) -> dict[str, Any]:
+def compare(
+    end_bias: float, repeats: int, *, prompts: list[Prompt], responses: int, tokens: int
+) -> dict[str, Any]:
     loaded = build(end_bias)
     sampler = LocalSampler(loaded)
     end = END if end_bias else None
@@ -96,7 +102,9 @@ def compare(end_bias: float, repeats: int, *, prompts: list[Prompt], responses: 
 
 def _summary(seconds: dict[str, list[float]], made: dict[str, int]) -> dict[str, Any]:
     per_token = {name: sum(times) / made[name] for name, times in seconds.items()}
-    found: dict[str, Any] = {"seconds_" + name: round(statistics.median(times), 4) for name, times in seconds.items()}
+    found: dict[str, Any] = {
+        "seconds_" + name: round(statistics.median(times), 4) for name, times in seconds.items()
+    }
     found |= {"microseconds_per_token_" + name: round(1e6 * value, 1) for name, value in per_token.items()}
     return found | {"ratio_per_token": round(per_token["generate"] / per_token["ours"], 2)}
 
@@ -114,7 +122,9 @@ def main() -> None:
     result = {
         "equal": compare(0.0, given.repeats, prompts=equal, responses=1, tokens=given.tokens),
         "ragged": compare(2.5, given.repeats, prompts=ragged, responses=1, tokens=given.ragged_tokens),
-        "shared": compare(0.0, given.repeats, prompts=equal[: given.prompts // 4], responses=4, tokens=given.tokens),
+        "shared": compare(
+            0.0, given.repeats, prompts=equal[: given.prompts // 4], responses=4, tokens=given.tokens
+        ),
     }
     print(json.dumps({"torch": torch.__version__, "threads": 1} | result))
 

@@ -1,7 +1,7 @@
 """Tiny models and a tiny tokenizer, built from seeds in milliseconds: nothing is downloaded, nothing is written.
 
-Kinds: llama, qwen2, qwen3, mistral, gemma, gemma2, gemma3, smollm (a tied Llama with SmolLM2's settings), and gpt2, bloom, mamba for
-refusals.
+Kinds: llama, qwen2, qwen3, mistral, gemma, gemma2, gemma3, smollm (a tied Llama with SmolLM2's settings), and
+gpt2, bloom, mamba for refusals.
 """
 
 from __future__ import annotations
@@ -31,8 +31,19 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
     "mistral": {"sliding_window": 6},
     "gemma": {"head_dim": 16},
-    "gemma2": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
-    "gemma3": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 12, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma2": {
+        "head_dim": 16,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 12,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3": {
+        "head_dim": 16,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 12,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "smollm": {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}},
 }
 _TYPES = {"smollm": "llama", "gemma3": "gemma3_text"}
@@ -62,7 +73,7 @@ def tiny_tokenizer(*, vocab: int = 384, seed: int = 0) -> PreTrainedTokenizerFas
 
 def _sentence(rng: random.Random) -> str:
     a, b = rng.randint(2, 99), rng.randint(2, 99)
-    name, thing = rng.choice("Ada Ben Cleo Dan Eve".split()), rng.choice("apples coins cards books".split())
+    name, thing = rng.choice(["Ada", "Ben", "Cleo", "Dan", "Eve"]), rng.choice(["apples", "coins", "cards", "books"])
     return rng.choice(
         [
             f"{name} has {a} {thing} and buys {b} more. How many {thing} are left? The answer is {a + b}.",
@@ -87,11 +98,13 @@ def tiny_model(
 ) -> Any:
     """A random causal LM in eval mode. `tie` None keeps the kind's own habit; `settings` go to its config.
 
-    `spread` is the standard deviation of the weights: 0.3 makes next-token distributions far from uniform, and every
-    position matter, so that a wrong mask or position shows. Vectors (norms, biases) are drawn too. The global generator is untouched.
+    `spread` is the standard deviation of the weights: 0.3 makes next-token distributions far from uniform,
+    and every position matter, so that a wrong mask or position shows. Vectors (norms, biases) are drawn too.
+    The global generator is untouched.
     """
     tokenizer = tokenizer or tiny_tokenizer()
-    config = AutoConfig.for_model(_TYPES.get(kind, kind), **_settings(kind, tokenizer, vocab_size, hidden, layers, tie), **settings)
+    settings = _settings(kind, tokenizer, vocab_size, hidden, layers, tie) | settings
+    config = AutoConfig.for_model(_TYPES.get(kind, kind), **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -103,7 +116,9 @@ def tiny_model(
     return model.eval()
 
 
-def _settings(kind: str, tokenizer: Any, vocab_size: int | None, hidden: int, layers: int, tie: bool | None) -> dict[str, Any]:
+def _settings(
+    kind: str, tokenizer: Any, vocab_size: int | None, hidden: int, layers: int, tie: bool | None
+) -> dict[str, Any]:
     common: dict[str, Any] = {
         "vocab_size": vocab_size or len(tokenizer),
         "hidden_size": hidden,
@@ -116,10 +131,16 @@ def _settings(kind: str, tokenizer: Any, vocab_size: int | None, hidden: int, la
         common["tie_word_embeddings"] = True if tie is None else tie
     if kind not in _OWN:
         return common | {"num_attention_heads": 4} if kind != "mamba" else common
-    return common | _LLAMA_LIKE | {"intermediate_size": 3 * hidden, "max_position_embeddings": 256} | _OWN[kind]
+    return (
+        common | _LLAMA_LIKE | {"intermediate_size": 3 * hidden, "max_position_embeddings": 256} | _OWN[kind]
+    )
 
 
-def tiny_loaded(kind: str, *, seed: int = 0, tokenizer: Any = None, name: str | None = None, **settings: Any) -> LoadedModel:
+def tiny_loaded(
+    kind: str, *, seed: int = 0, tokenizer: Any = None, name: str | None = None, **settings: Any
+) -> LoadedModel:
     """`tiny_model` as the rest of the package sees models."""
     tokenizer = tokenizer or tiny_tokenizer()
-    return describe(tiny_model(kind, seed=seed, tokenizer=tokenizer, **settings), tokenizer, name=name or f"tiny-{kind}")
+    return describe(
+        tiny_model(kind, seed=seed, tokenizer=tokenizer, **settings), tokenizer, name=name or f"tiny-{kind}"
+    )

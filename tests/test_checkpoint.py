@@ -1,4 +1,4 @@
-"""Checkpoints: whatever is interrupted, corrupted or planted, a whole one is found and nothing else is loaded."""
+"""Checkpoints: whatever is interrupted, corrupted or planted: a whole one is found, nothing else loaded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import stat
@@ -27,7 +28,7 @@ from opdkit.run.checkpoint import (
 )
 from opdkit.run.disk import disk_error, files_under
 from opdkit.run.folder import RunFolder
-from opdkit.run.manifest import MANIFEST, write_manifest
+from opdkit.run.manifest import MANIFEST, damage, write_manifest
 from opdkit.types import RunError, UserError
 
 # --- one tiny run ------------------------------------------------------------------------------------------
@@ -179,60 +180,70 @@ OPERATIONS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", 
 
 
 class Counter:
-    """Counts calls into the operating system and does `act` at the k-th, before or after the call itself."""
+    """Counts calls into the operating system and does `act(k)` before the k-th."""
 
-    def __init__(self, k: int, act: Callable[[], None], *, after: bool):
-        self.calls, self.k, self.act, self.after = 0, k, act, after
+    def __init__(self, act: Callable[[int], None]):
+        self.calls, self.act, self.acting = 0, act, False
 
     def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            hit = self.calls == self.k
-            if hit and not self.after:
-                self.act()
-            result = call(*args, **kwargs)
-            if hit and self.after:
-                self.act()
-            return result
+            if not self.acting:
+                self.calls += 1
+                self.acting = True
+                try:
+                    self.act(self.calls)
+                finally:
+                    self.acting = False
+            return call(*args, **kwargs)
 
         return counted
 
 
-def counting(monkeypatch: pytest.MonkeyPatch, counter: Counter) -> None:
+def counting(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> Counter:
+    """fsync is counted, not done: a kill loses nothing written; the order of syncs has its own test."""
+    counter = Counter(act)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
     for name in OPERATIONS:
         monkeypatch.setattr(os, name, counter.wrap(getattr(os, name)))
     opened = counter.wrap(io.open)
     monkeypatch.setattr(io, "open", opened)
     monkeypatch.setattr(builtins, "open", opened)
+    return counter
 
 
-def killed_at_each_operation(prepared: Path, action: Callable[[Path], object]) -> Iterator[tuple[int, Path]]:
-    """Copies of the run `prepared`, each after a child was killed at the k-th operation of `action`, for all k.
-
-    Killed before the call, and after it: what a call did must be as safe as what it did not do.
-    """
-    k = 0
-    while True:
-        k += 1
-        copies = []
-        for after in (False, True):
-            copy = prepared.with_name(f"run-{k}-{int(after)}")
-            shutil.copytree(prepared, copy)
-            pid = os.fork()
-            if pid == 0:
-                with pytest.MonkeyPatch.context() as patch:
-                    counting(patch, Counter(k, lambda: os._exit(77), after=after))
-                    action(copy / "checkpoints")
-                    os._exit(0)
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            assert status in (0, 77), status
-            copies.append((status, copy))
-        for status, copy in copies:
-            if status == 77:
-                yield k, copy / "checkpoints"
-            shutil.rmtree(copy)
-        if all(status == 0 for status, _ in copies):
+def killed_at_each_operation(prepared: Path, action: Callable[[Path], object]) -> Iterator[Path]:
+    """Copies of the run `prepared`, each after a child died before the k-th operation, for all k."""
+    for k in range(1, 1000):
+        copy = prepared.with_name(f"killed-{k}")
+        shutil.copytree(prepared, copy)
+        pid = os.fork()
+        if pid == 0:
+            with pytest.MonkeyPatch.context() as patch:
+                counting(patch, lambda calls, k=k: os._exit(77) if calls == k else None)  # type: ignore[misc]
+                action(copy / "checkpoints")
+                os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, 77)
+        if status == 0:
             return
+        yield copy
+    pytest.fail("never came to an end")
+
+
+def stopped_at_each_operation(prepared: Path, action: Callable[[Path], object]) -> Iterator[Path]:
+    """The same without children: what is on the disk before each operation is what a kill there leaves."""
+    run = prepared.with_name("stopped")
+    shutil.copytree(prepared, run)
+    with pytest.MonkeyPatch.context() as patch:
+        counter = counting(patch, lambda k: shutil.copytree(run, run.with_name(f"stopped-{k}")) and None)
+        action(run / "checkpoints")
+    yield from (run.with_name(f"stopped-{k}") for k in range(1, counter.calls + 1))
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """What lies where; process ids and random digits in hidden names aside."""
+    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in files_under(run)}
+    return {re.sub(r"(tmp-|trash-\w+-)\w+", r"\1", name): data for name, data in files.items()}
 
 
 def one(place: Path) -> None:
@@ -265,56 +276,87 @@ SCENARIOS = {
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_killed_at_any_operation_a_checkpoint_is_there(place: Path, name: str) -> None:
-    prepare, action = SCENARIOS[name]
-    prepare(place)
-    before = assert_usable(place)
-    last_k = 0
-    for last_k, copy in killed_at_each_operation(place.parent, action):  # noqa: B007
-        assert steps(copy)
-        assert assert_usable(copy) >= before
-        save(copy, 40, keep=1)  # and the next save cleans up
-        assert os.listdir(copy) == ["step_40"] and assert_usable(copy) == 40
-    assert last_k > 30
-
-
-def test_killed_at_any_operation_of_the_first_save(place: Path) -> None:
-    for _, copy in killed_at_each_operation(place.parent, one):
-        found = latest_checkpoint(copy)
-        assert found is None or assert_usable(copy) == 10
-        save(copy, 20, keep=1)
-        assert os.listdir(copy) == ["step_20"]
-
-
-@pytest.mark.parametrize("name", ["rotation", "the same step again", "after a replacement was cut short"])
-def test_any_failing_operation_is_one_message(
+def test_stopped_at_any_operation_a_checkpoint_is_there(
     place: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
     prepare, action = SCENARIOS[name]
     prepare(place)
     before = assert_usable(place)
+    for count, run in enumerate(stopped_at_each_operation(place.parent, action), start=1):  # noqa: B007
+        assert assert_usable(run / "checkpoints") >= before
+        save(run / "checkpoints", 40, keep=1)  # and the next save cleans up
+        assert os.listdir(run / "checkpoints") == ["step_40"] and assert_usable(run / "checkpoints") == 40
+    assert count > 50
 
-    def fail() -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+def test_stopped_at_any_operation_of_the_first_save(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    for run in stopped_at_each_operation(place.parent, one):
+        found = latest_checkpoint(run / "checkpoints")
+        assert found is None or assert_usable(run / "checkpoints") == 10
+        save(run / "checkpoints", 20, keep=1)
+        assert os.listdir(run / "checkpoints") == ["step_20"]
+
+
+def test_stopped_again_while_cleaning_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each kind of folder that a first stop leaves."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    one(place)
+    action = SCENARIOS["the same step again"][1]
+    left = {
+        tuple(sorted(re.sub(r"-\w+$", "", name) for name in os.listdir(run / "checkpoints"))): run
+        for run in stopped_at_each_operation(place.parent, action)
+    }
+    assert len(left) >= 6
+    for number, run in enumerate(left.values()):
+        (base := run.with_name(f"twice-{number}")).mkdir()
+        shutil.move(run, base / "run")
+        for again in stopped_at_each_operation(base / "run", action):
+            assert assert_usable(again / "checkpoints") == 10
+
+
+def test_killed_at_any_operation_is_the_same_as_stopped_there(place: Path) -> None:
+    """Real children, really dead (os._exit), in the most delicate scenario: replacing the only checkpoint."""
+    one(place)
+    action = SCENARIOS["the same step again"][1]
+    stopped = stopped_at_each_operation(place.parent, action)
+    killed = killed_at_each_operation(place.parent, action)
+    for one_run, other in zip(stopped, killed, strict=True):
+        assert assert_usable(other / "checkpoints") == 10
+        assert content(one_run) == content(other)
+
+
+@pytest.mark.parametrize("name", ["rotation", "the same step again"])
+def test_any_failing_operation_is_one_message(place: Path, name: str) -> None:
+    prepare, action = SCENARIOS[name]
+    prepare(place)
+    before = assert_usable(place)
     for k in range(1, 1000):
-        copy = place.parent.with_name(f"run-{k}")
+        copy = place.parent.with_name(f"failed-{k}")
         shutil.copytree(place.parent, copy)
-        counter = Counter(k, fail, after=False)
-        with monkeypatch.context() as patch:
-            counting(patch, counter)
-            try:
-                action(copy / "checkpoints")
-            except RunError as error:
-                assert "Input/output error" in str(error) and f"--resume {copy}" in error.hint
-            except UserError as error:  # reading back what is there failed
-                assert error.hint
+        calls = failing_at(k, action, copy)
         assert assert_usable(copy / "checkpoints") >= before
-        assert not [n for n in os.listdir(copy / "checkpoints") if ".tmp-" in n] or counter.calls <= k + 1
-        shutil.rmtree(copy)
-        if counter.calls < k:
+        if calls < k:
             return
     pytest.fail("never came to an end")
+
+
+def failing_at(k: int, action: Callable[[Path], object], run: Path) -> int:
+    """How many operations were begun. The failing one must come out as RunError with the way on."""
+
+    def fail(calls: int) -> None:
+        if calls == k:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.MonkeyPatch.context() as patch:
+        counter = counting(patch, fail)
+        try:
+            action(run / "checkpoints")
+            assert counter.calls < k, "a failure was swallowed"
+        except RunError as error:
+            assert "Input/output error" in str(error) and f"--resume {run}" in error.hint
+    return counter.calls
 
 
 def test_a_failing_writer_leaves_nothing_and_its_own_error(place: Path) -> None:
@@ -410,16 +452,14 @@ def test_every_mutant_is_skipped_and_the_older_one_used(place: Path, name: str, 
     assert steps(place) == [2] and assert_usable(place) == 2
 
 
-def test_every_byte_of_a_manifest_matters(place: Path) -> None:
-    save(place, 1)
-    manifest = save(place, 2) / MANIFEST
-    whole = manifest.read_bytes()
+def test_every_byte_of_a_manifest_matters(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(place, 1)
+    whole = (path / MANIFEST).read_bytes()
     for position in range(len(whole)):
-        flip(manifest, position)
-        found = latest_checkpoint(place)
-        assert found is not None and found.step == 1, (position, whole[position - 9 : position + 9])
-        manifest.write_bytes(whole)
-    assert assert_usable(place) == 2
+        mutant = bytearray(whole)
+        mutant[position] ^= 0x01
+        monkeypatch.setattr("opdkit.run.manifest.read_regular", lambda _, data=bytes(mutant): data)
+        assert damage(path, step=1, verify=True), whole[max(0, position - 9) : position + 9]
 
 
 def test_swapped_files_and_swapped_checkpoints_are_found_out(place: Path) -> None:
@@ -567,7 +607,7 @@ def in_child(action: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("limit", [0, 10, 200, 3000, 20_000])
 def test_a_limit_on_file_sizes(place: Path, limit: int) -> None:
-    """RLIMIT_FSIZE stands for a full disk: real failing writes, in Python and in Rust. 20,000 cuts the optimizer."""
+    """Stands for a full disk: real failing writes, in Python and in Rust; 20,000 cuts off the optimizer."""
     save(place, 1)
 
     def try_it() -> None:
@@ -577,7 +617,7 @@ def test_a_limit_on_file_sizes(place: Path, limit: int) -> None:
         assert "File too large" in str(caught.value) and "bytes are free" in str(caught.value)
         assert f"opd train --resume {place.parent}" in caught.value.hint
         needed = int(str(caught.value).split("about ")[1].split(" ")[0].replace(",", ""))
-        assert 32_000 <= needed <= 60_000  # 2 × 4000 floats of the optimizer, and the model if it was reached
+        assert 32_000 <= needed <= 60_000  # 2 × 4000 floats, and the model
 
     in_child(try_it)
     assert os.listdir(place) == ["step_1"] and assert_usable(place) == 1

@@ -120,12 +120,18 @@ def metrics_row(step: int, steps: int, success: bool, draw: random.Random) -> di
         "sequence_reward": -noisy(loss),
         "sequence_reward_auroc": noisy(0.74, 0.02),
         "grad_norm": noisy(2.9 * (0.35 + 0.65 * fall) if success else 0.44, 0.12),
-        "lr": 1e-6 * min(1.0, step / 10),
+        "learning_rate": 1e-6 * min(1.0, step / 10),
         "response_length": length,
         "truncated_fraction": max(0.0, noisy(0.22 - 0.09 * done, 0.1)),
         "repetition_fraction": max(0.0, noisy(0.03, 0.3)),
         "sampler_mismatch": abs(noisy(0.0021, 0.2)),
         "staleness": 0.0,
+        "reverse_kl_sampled": loss + 0.05 * draw.gauss(0, 1),
+        "top1_agreement": noisy(overlap, 0.01),
+        "top1_student_p": noisy(0.79, 0.01),
+        "top1_student_teacher_p": noisy(0.79 - 0.12 * fall, 0.02),
+        "probability_gap_at_max_advantage": noisy(0.19 * fall),
+        "measured_positions": 256.0,
         "support_mismatch": abs(noisy(0.0007, 0.3)),
         "accuracy": noisy(0.36 + 0.16 * done if success else 0.37, 0.05),
         "ungraded_fraction": 0.0,
@@ -148,6 +154,7 @@ def metrics_row(step: int, steps: int, success: bool, draw: random.Random) -> di
         row[f"by_position/{start}/entropy_student"] = noisy(student * (1 + 0.8 * depth * done), 0.03)
         row[f"by_position/{start}/entropy_teacher"] = noisy(student * (0.8 + 0.4 * depth), 0.03)
         row[f"by_position/{start}/reverse_kl"] = noisy(loss * (0.7 + 0.9 * depth), 0.06)
+        row[f"by_position/{start}/top1_agreement"] = noisy(overlap * (1 - 0.1 * depth), 0.02)
     return row
 
 
@@ -175,6 +182,8 @@ def rollout_row(step: int, index: int, draw: random.Random) -> dict[str, Any]:
         "score": float(index % 2),
         "length": 900 + 71 * index,
         "sequence_reward": -draw.random() / 3,
+        "response_ids": [1, 2, 3],
+        "overlap_ratio": draw.random(),
     }
 
 
@@ -221,6 +230,7 @@ def test_flat_overlap_does_not_spoil_a_success(tmp_path: Path) -> None:
     [
         ([0.1, 0.2, 0.4], "Moving away"),
         ([0.5], "Too short to read"),
+        ([0.5, 0.01], "Too short to read"),
         ([], "Too short to read"),
         ([0.5, 0.3, 0.25], "Unclear"),
         ([2.0, 2.1, 1.9], "Stagnating"),
@@ -229,7 +239,9 @@ def test_flat_overlap_does_not_spoil_a_success(tmp_path: Path) -> None:
     ],
 )
 def test_other_shapes_of_a_loss(losses: list[float], title: str, tmp_path: Path) -> None:
-    run = reading(bare_run(tmp_path / "run", [{"step": s, "loss": loss} for s, loss in enumerate(losses)]))
+    run = reading(
+        bare_run(tmp_path / "run", [{"step": s, "loss": losses[s // 4]} for s in range(4 * len(losses))])
+    )
     assert words.alignment(run).title == title
 
 
@@ -237,6 +249,9 @@ def test_without_evaluation_it_says_nothing_about_accuracy(tmp_path: Path) -> No
     run = reading(make_run(tmp_path / "run", success=True, graded=False))
     assert words.accuracy(run).sentence == "No evaluation, so this says nothing about accuracy."
     assert "no eval.jsonl" in run.gaps
+    write_rows(tmp_path / "run" / "eval.jsonl", [{"step": 0, "problems": 8, "graded": False}])
+    run = reading(tmp_path / "run")
+    assert words.accuracy(run).sentence == "Evaluated without a grader, so this says nothing about accuracy."
 
 
 def test_first_and_last_are_means_over_a_tenth(tmp_path: Path) -> None:
@@ -244,7 +259,7 @@ def test_first_and_last_are_means_over_a_tenth(tmp_path: Path) -> None:
     rows[0]["loss"] = math.nan
     found = change(reading(bare_run(tmp_path / "run", rows)), "loss")
     assert found is not None
-    assert (found.first, found.last, found.window) == (2.0, 28.0, 3)
+    assert (found.first, found.last, found.window, found.count) == (2.0, 28.0, 3, 29)
 
 
 def test_numbers_that_need_the_config(tmp_path: Path) -> None:
@@ -330,7 +345,7 @@ def test_after_a_resume_the_later_row_counts(tmp_path: Path) -> None:
 def test_numbers_no_float_can_hold_are_gaps(tmp_path: Path) -> None:
     folder = bare_run(tmp_path / "run", [])
     (folder / "metrics.jsonl").write_text(
-        f'{{"step": 1, "loss": 1{"0" * 400}, "lr": NaN, "accuracy": true}}\n'
+        f'{{"step": 1, "loss": 1{"0" * 400}, "learning_rate": NaN, "accuracy": true}}\n'
     )
     assert reading(folder).values("loss") == []
     write_report([folder])
@@ -439,9 +454,12 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.call("Page.navigate", url=page.as_uri())
-        deadline = time.monotonic() + 90
-        while self.evaluate("document.documentElement?.dataset.drawn") is None:
-            assert time.monotonic() < deadline, self.events
+        self.wait_for("document.documentElement?.dataset.drawn")
+
+    def wait_for(self, expression: str, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, (expression, self.events[-9:])
             time.sleep(0.1)
 
     def complaints(self) -> list[dict[str, Any]]:
@@ -508,14 +526,19 @@ def test_one_run_is_drawn_without_complaint_or_network(browser: Browser, tmp_pat
     browser.open(page)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
-    assert browser.evaluate("document.querySelectorAll('.js-plotly-plot').length") == plots_of(page) > 30
-    assert browser.evaluate("document.querySelectorAll('.plot:not(:has(.main-svg))').length") == 0
+    folded = "document.querySelectorAll('details .plot').length"
+    assert browser.evaluate("document.querySelectorAll('.js-plotly-plot').length") == plots_of(page) - 1 > 30
+    assert browser.evaluate(folded) == 1
+    assert browser.evaluate("document.querySelectorAll('.plot:not(:has(.main-svg))').length") == 1
     # each curve holds ink: a plot whose data was lost would still have axes
     assert browser.evaluate("document.querySelectorAll('.plot .scatterlayer path.js-line').length") == curves(
         page
     )
     assert browser.evaluate("document.querySelectorAll('.plot .heatmaplayer image').length") == 4
     assert browser.evaluate("document.querySelectorAll('.plot .errorbar').length") == 5
+    browser.evaluate("document.querySelector('details.more').open = true")
+    browser.wait_for("document.querySelectorAll('.plot .heatmaplayer image').length === 5")
+    assert browser.complaints() == []
 
 
 @pytest.mark.chromium
@@ -535,9 +558,7 @@ def test_two_runs_are_overlaid_and_can_be_switched_off(browser: Browser, tmp_pat
     lines = "document.querySelector('#alignment .plot').querySelectorAll('path.js-line').length"
     assert browser.evaluate(lines) == 2
     browser.evaluate("document.querySelector('button[data-run]').click()")
-    deadline = time.monotonic() + 30
-    while browser.evaluate(lines) != 1:
-        assert time.monotonic() < deadline
+    browser.wait_for(f"{lines} === 1")
     assert "DeepSeek-R1-Distill-Qwen-7B" in browser.evaluate("document.querySelector('#summary').innerText")
 
 

@@ -1,14 +1,15 @@
 """One key-value cache for rows of any length, admitted at any time.
 
-All rows write the same column. A row admitted at column c has its prompt in the columns before c; what lies left of a row's
-own start is masked:
+All rows write the same column. A row admitted at column c has its prompt in the columns before c; what lies
+left of a row's own start is masked:
 
     column     0 1 2 3 4 5 6
     row 0      p p p p y y ·        start 0, first response token at column 4
     row 1      - - p p y y ·        start 2
     row 2      - - - - - p ·        start 5, admitted when column 6 was next
 
-Letters: R rows in the cache, P prompts of one prefill, L prompt tokens, C columns, H key-value heads, d their width.
+Letters: R rows in the cache, P prompts of one prefill, L prompt tokens, C columns, H key-value heads, d their
+width.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ROOM = 256   # columns allocated ahead of need, at most
+_ROOM = 256  # columns allocated ahead of need, at most
 
 
 class Prefilled:
@@ -57,10 +58,10 @@ class KVCache:
         """`room`: how many tokens a row will get, if that is known to be few."""
         self.slots = slots
         self.room = min(room, _ROOM)
-        self.dtype = dtype                  # of keys and values; None keeps what the body hands over
-        self.column = 0                     # next to be written
-        self.low = 0                        # first column any row uses
-        self.starts: list[int] = []         # first column of each row
+        self.dtype = dtype  # of keys and values; None keeps what the body hands over
+        self.column = 0  # next to be written
+        self.low = 0  # first column any row uses
+        self.starts: list[int] = []  # first column of each row
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -88,10 +89,13 @@ class KVCache:
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.column - self.low + query_length, 0
 
-    def admit(self, states: Sequence[tuple[Tensor, Tensor]], *, lengths: Sequence[int], source: Sequence[int]) -> None:
+    def admit(
+        self, states: Sequence[tuple[Tensor, Tensor]], *, lengths: Sequence[int], source: Sequence[int]
+    ) -> None:
         """Append one row per entry of `source`: which prompt of a right-padded prefill it continues.
 
-        While rows are in the cache, a prompt must fit left of the current column: admit the longest prompts first.
+        While rows are in the cache, a prompt must fit left of the current column: admit the longest prompts
+        first.
         """
         widest = max(lengths)
         if not self.starts:
@@ -138,7 +142,8 @@ class KVCache:
     def _make_room(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Allocate before the first row; later, when the columns run out, keep those in use and half as many again.
 
-        Zeros, not garbage: a masked column still enters the attention's sum, with weight 0, and 0 × nan is nan.
+        Zeros, not garbage: a masked column still enters the attention's sum, with weight 0, and 0 × nan is
+        nan.
         """
         if not self.keys:
             for key, value in states:
@@ -161,7 +166,9 @@ class KVCache:
         return like.new_zeros((self.slots, heads, columns, width), dtype=self.dtype or like.dtype)
 
 
-def _placement(lengths: Sequence[int], source: Sequence[int], *, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _placement(
+    lengths: Sequence[int], source: Sequence[int], *, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """(prompt of each row, which prompt position each of the last L columns takes); None where all lengths are equal.
 
     Columns left of a row's start take position 0: any finite value will do there.

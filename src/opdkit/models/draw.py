@@ -1,7 +1,8 @@
 """Draw one token per row: truncation, inverse CDF in integers, and one random stream per row.
 
-A row's uniforms are keyed by (seed, step, prompt, sample) and counted by position, so its tokens do not depend on which
-rows are decoded beside it, in which order, or after which resume. Nothing draws from a global generator.
+A row's uniforms are keyed by (seed, step, prompt, sample) and counted by position, so its tokens do not
+depend on which rows are decoded beside it, in which order, or after which resume. Nothing draws from a global
+generator.
 
 Letters: R rows of one decoding step, V vocabulary, K top-k.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +22,13 @@ from torch import Tensor
 from opdkit.support import RowDist
 from opdkit.types import Needs
 
-_WEIGHT_ONE = 2.0**52   # integer weight of probability 1: a sum over any vocabulary fits int64 with room to spare
-_BLOCK = 512            # the inverse CDF first picks a block of so many tokens, then a token in it
-_CPU_ENTRIES = 1 << 18  # of one piece of rows on a CPU: the passes over a piece stay in cache and in the allocator's own heap
+_WEIGHT_ONE = (
+    2.0**52
+)  # integer weight of probability 1: a sum over any vocabulary fits int64 with room to spare
+_BLOCK = 512  # the inverse CDF first picks a block of so many tokens, then a token in it
+_CPU_ENTRIES = (
+    1 << 18
+)  # of one piece of rows on a CPU: the passes over a piece stay in cache and in the allocator's own heap
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class Drawn:
     """What one step gave for its R rows. Log-probs in nats, float32 or wider, on the model's device."""
 
     ids: Int[Tensor, " R"]
-    behaviour_logp: Float[Tensor, " R"]             # under the distribution drawn from
-    logp: Float[Tensor, " R"]                       # untruncated, same temperature
+    behaviour_logp: Float[Tensor, " R"]  # under the distribution drawn from
+    logp: Float[Tensor, " R"]  # untruncated, same temperature
     topk_ids: Int[Tensor, "R K"] | None = None
     topk_logp: Float[Tensor, "R K"] | None = None
     entropy: Float[Tensor, " R"] | None = None
@@ -59,8 +65,11 @@ def draw(
         pieces.append(_draw(logits[part], uniform[part], needs=needs, top_k=top_k, top_p=top_p, banned=ban))
     if len(pieces) == 1:
         return pieces[0]
-    values = {f.name: [getattr(piece, f.name) for piece in pieces] for f in fields(Drawn)}
-    return Drawn(**{name: None if parts[0] is None else torch.cat(parts) for name, parts in values.items()})
+    values: dict[str, Any] = {f.name: [getattr(piece, f.name) for piece in pieces] for f in fields(Drawn)}
+    joined: dict[str, Any] = {
+        name: None if parts[0] is None else torch.cat(parts) for name, parts in values.items()
+    }
+    return Drawn(**joined)
 
 
 def _pieces(logits: Tensor) -> list[slice]:
@@ -93,9 +102,9 @@ def _draw(
 def pick(probability: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
     """Inverse CDF: the first token whose cumulative probability exceeds `uniform` (float64, in [0, 1)).
 
-    Probabilities become integers (unit 2⁻⁵²) before they are added. Integer sums are exact and do not depend on their
-    order, so a token of probability 0 is never drawn, u next to 1 still lands on a token, and summing blocks first gives
-    the same token as one long sum.
+    Probabilities become integers (unit 2⁻⁵²) before they are added. Integer sums are exact and do not depend
+    on their order, so a token of probability 0 is never drawn, u next to 1 still lands on a token, and
+    summing blocks first gives the same token as one long sum.
 
     >>> pick(torch.tensor([[0.5, 0.0, 0.5, 0.0]]).repeat(3, 1), torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64))
     tensor([0, 2, 2])
@@ -110,7 +119,9 @@ def pick(probability: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int
     return block * _BLOCK + _position(inside, rest)
 
 
-def _first_above(cdf: Int[Tensor, "R n"], uniform: Float[Tensor, " R"]) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
+def _first_above(
+    cdf: Int[Tensor, "R n"], uniform: Float[Tensor, " R"]
+) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
     """(first position whose sum exceeds u × total, what is left of u × total at that position)."""
     total = cdf[:, -1]
     target = torch.minimum((uniform * total).long(), total - 1)
@@ -136,11 +147,10 @@ def _nucleus(logits: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R V"]
     """-inf outside the smallest set of most probable tokens whose mass reaches `top_p`; ties with the last one stay."""
     if top_p >= 1.0:
         return logits
-    logp = logits.log_softmax(-1)
-    falling = _falling(logp)
-    mass = falling.exp().cumsum(-1, dtype=torch.float64)
-    last = (mass < top_p).sum(-1, keepdim=True).clamp_(max=logp.shape[-1] - 1)
-    return torch.where(logp >= falling.gather(-1, last), logits, -torch.inf)
+    falling = _falling(logits)
+    mass = falling.softmax(-1).cumsum(-1, dtype=torch.float64)
+    last = (mass < top_p).sum(-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
+    return torch.where(logits >= falling.gather(-1, last), logits, -torch.inf)
 
 
 def _falling(values: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:

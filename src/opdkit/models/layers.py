@@ -1,7 +1,8 @@
 """One decoding step of a Llama-like body without the body's own Python: a third of the time of a small model's step.
 
-Reads the module's own weights at every step, so nothing has to be refreshed when they change. `fast_layers` returns None for
-what it does not recognise; that what it recognises is computed rightly is measured (`decode.check`), never assumed.
+Reads the module's own weights at every step, so nothing has to be refreshed when they change. `fast_layers`
+returns None for what it does not recognise; that what it recognises is computed rightly is measured
+(`decode.check`), never assumed.
 
 Letters: R rows, D hidden, H query heads, h key-value heads, d head width, C columns of the cache.
 """
@@ -47,7 +48,7 @@ class _Layer:
     key: _Linear
     value: _Linear
     out: _Linear
-    head_gain: Tensor | None      # [H + h, d] of Qwen3's norms of queries and keys
+    head_gain: Tensor | None  # [H + h, d] of Qwen3's norms of queries and keys
     head_eps: float
     scaling: float
     mlp_norm: _Norm
@@ -58,7 +59,10 @@ class _Layer:
 
 
 class FastLayers:
-    """The body's step for one token per row. Residuals stay in the embedding's dtype, products are made in `dtype`."""
+    """The body's step for one token per row.
+
+    Residuals stay in the embedding's dtype, products are made in `dtype`.
+    """
 
     def __init__(self, body: Any, layers: list[_Layer], *, dtype: torch.dtype):
         self.body, self.layers, self.dtype = body, layers, dtype
@@ -68,9 +72,17 @@ class FastLayers:
         self._rotations: tuple[Tensor, Tensor] | None = None
 
     def step(
-        self, tokens: Int[Tensor, " R"], cache: KVCache, *, position: Int[Tensor, "R 1"] | int, seen: Bool[Tensor, "R 1 1 C"] | None
+        self,
+        tokens: Int[Tensor, " R"],
+        cache: KVCache,
+        *,
+        position: Int[Tensor, "R 1"] | int,
+        seen: Bool[Tensor, "R 1 1 C"] | None,
     ) -> Float[Tensor, "R D"]:
-        """Hidden states after the final norm; writes the cache's current column. One position for all rows may be an int."""
+        """Hidden states after the final norm; writes the cache's current column.
+
+        One position for all rows may be an int.
+        """
         hidden = self.body.embed_tokens(tokens)
         cos, sin = self._rotation(position, hidden, reach=cache.column + 1)
         for index, layer in enumerate(self.layers):
@@ -83,7 +95,10 @@ class FastLayers:
         return self.body.norm(hidden)
 
     def _rotated(self, layer: _Layer, query_key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries and keys [R, H + h, d], normed and turned together. `sin` is signed, so a roll does rotate_half's work."""
+        """Queries and keys [R, H + h, d], normed and turned together.
+
+        `sin` is signed, so a roll does rotate_half's work.
+        """
         if layer.head_gain is not None:
             query_key = F.rms_norm(query_key, (self.head_width,), None, layer.head_eps) * layer.head_gain
         return torch.addcmul(query_key * cos, query_key.roll(self.head_width // 2, -1), sin).to(self.dtype)
@@ -94,7 +109,9 @@ class FastLayers:
         """[R, H·d]. The queries of one key head count as its query positions, so keys are not repeated."""
         rows = query_key.shape[0]
         query, key = query_key[:, : -self.key_heads], query_key[:, -self.key_heads :]
-        keys, values = cache.update(key[:, :, None], value.view(rows, self.key_heads, 1, self.head_width), index)
+        keys, values = cache.update(
+            key[:, :, None], value.view(rows, self.key_heads, 1, self.head_width), index
+        )
         query = query.reshape(rows, self.key_heads, -1, self.head_width)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=layer.scaling)
         return mixed.reshape(rows, -1)
@@ -110,12 +127,17 @@ class FastLayers:
         return cos[position], sin[position]
 
 
+@torch.no_grad()
 def fast_layers(body: Any, *, dtype: torch.dtype) -> FastLayers | None:
     """The body's layers if they are plain Llama-like ones (Llama, Qwen2, Qwen3, Mistral, Gemma, SmolLM), else None."""
     try:
         plain = [_read(layer, dtype) for layer in body.layers]
-        return FastLayers(body, plain, dtype=dtype) if all(hasattr(body, n) for n in ("embed_tokens", "rotary_emb", "norm")) else None
-    except (AttributeError, TypeError):   # a part is missing, or is not what it is in a Llama
+        return (
+            FastLayers(body, plain, dtype=dtype)
+            if all(hasattr(body, n) for n in ("embed_tokens", "rotary_emb", "norm"))
+            else None
+        )
+    except (AttributeError, TypeError):  # a part is missing, or is not what it is in a Llama
         return None
 
 
@@ -140,7 +162,10 @@ def _read(layer: Any, dtype: torch.dtype) -> _Layer:
 
 
 def _linear(module: Any, dtype: torch.dtype) -> _Linear:
-    """The module's own tensors, or copies in another dtype. TypeError for a wrapped one (an adapter, a quantised weight)."""
+    """The module's own tensors, or copies in another dtype.
+
+    TypeError for a wrapped one (an adapter, a quantised weight).
+    """
     if type(module) is not nn.Linear:
         raise TypeError(type(module).__name__)
     return _Linear(module.weight.to(dtype), None if module.bias is None else module.bias.to(dtype))
@@ -167,5 +192,8 @@ def _head_norms(attention: Any) -> tuple[Tensor | None, float]:
         return None, 0.0
     query, key = _norm(attention.q_norm), _norm(attention.k_norm)
     width = attention.head_dim
-    query_heads, key_heads = attention.q_proj.weight.shape[0] // width, attention.k_proj.weight.shape[0] // width
+    query_heads, key_heads = (
+        attention.q_proj.weight.shape[0] // width,
+        attention.k_proj.weight.shape[0] // width,
+    )
     return torch.cat((query.gain.expand(query_heads, width), key.gain.expand(key_heads, width))), query.eps

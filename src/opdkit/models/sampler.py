@@ -4,8 +4,8 @@
     rollouts = sampler.sample(prompts, sampling=cfg.sampling, seed=0, step=3)
     sampler.sync(None, version=4)
 
-A row's tokens depend on its own prompt, the weights, (seed, step, prompt id, sample) and nothing else: not on the rows
-decoded beside it, their order or number (up to the rounding of the arithmetic).
+A row's tokens depend on its own prompt, the weights, (seed, step, prompt id, sample) and nothing else: not on
+the rows decoded beside it, their order or number (up to the rounding of the arithmetic).
 
 Letters: R rows decoded at once, G responses per prompt, T response positions, V vocabulary, K top-k.
 """
@@ -29,18 +29,18 @@ from opdkit.models.draw import Drawn, draw, uniforms
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, RunError, UserError
 
-_REFILL_SHARE = 0.25   # of batch_rows must be free before waiting prompts are prefilled: small prefills cost as much as large
+_REFILL_SHARE = 0.25  # of batch_rows must be free before waiting prompts are prefilled: small prefills cost as much as large
 
 
 @dataclass
 class _Row:
     """One response under way."""
 
-    index: int                    # in the order of the result
+    index: int  # in the order of the result
     prompt: Prompt
     sample: int
-    limit: int                    # longest response: max_tokens, or what the context leaves
-    uniforms: np.ndarray          # [limit], one per token
+    limit: int  # longest response: max_tokens, or what the context leaves
+    uniforms: np.ndarray  # [limit], one per token
     ids: list[int] = field(default_factory=list)
 
 
@@ -50,7 +50,10 @@ class LocalSampler:
     name = "local"
 
     def __init__(self, loaded: LoadedModel, *, compute: torch.dtype | None = None, owned: bool = False):
-        """`compute` may narrow the arithmetic of decoding below the weights' dtype. UserError for what cannot be decoded."""
+        """`compute` may narrow the arithmetic of decoding below the weights' dtype.
+
+        UserError for what cannot be decoded.
+        """
         self.loaded = loaded
         self.owned = owned
         self.version = 0
@@ -88,9 +91,12 @@ class LocalSampler:
     ) -> list[Rollout]:
         """G responses to every prompt, all of the first prompt's before the second's.
 
-        End tokens are `stop_ids`, or `sampling.stop_ids`, or the model's. UserError for a prompt that fills the context.
+        End tokens are `stop_ids`, or `sampling.stop_ids`, or the model's. UserError for a prompt that fills
+        the context.
         """
         assert not needs.unmet(self.offers), needs.unmet(self.offers)
+        if not prompts:
+            return []
         stops = self._stops(stop_ids if stop_ids is not None else sampling.stop_ids)
         rows = self._rows(prompts, sampling, seed=seed, step=step)
         with _evaluating(self.loaded.model), torch.inference_mode():
@@ -99,12 +105,19 @@ class LocalSampler:
         return self._rollouts(rows, _by_row(under_way.drawn, rows), sampling, stops)
 
     def _stops(self, given: Sequence[int] | None) -> frozenset[int]:
-        return frozenset(i for i in (self.loaded.stop_ids if given is None else given) if 0 <= i < self.loaded.head.rows)
+        return frozenset(
+            i for i in (self.loaded.stop_ids if given is None else given) if 0 <= i < self.loaded.head.rows
+        )
 
-    def _rows(self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, seed: int, step: int) -> list[_Row]:
-        """One row per response. A prompt that is there twice goes on with its samples' numbering, or both would be equal."""
+    def _rows(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, seed: int, step: int
+    ) -> list[_Row]:
+        """One row per response.
+
+        A prompt that is there twice goes on with its samples' numbering, or both would be equal.
+        """
         seen: dict[str, int] = {}
-        rows = []
+        rows: list[_Row] = []
         for prompt in prompts:
             limit = min(sampling.max_tokens, self._room(prompt))
             first = seen.get(prompt.id, 0)
@@ -117,7 +130,9 @@ class LocalSampler:
     def _room(self, prompt: Prompt) -> int:
         """Tokens the context leaves for a response."""
         if not prompt.ids:
-            raise UserError(f"prompt {prompt.id} has no tokens", hint="give it text, or use chat_template = true")
+            raise UserError(
+                f"prompt {prompt.id} has no tokens", hint="give it text, or use chat_template = true"
+            )
         room = self.loaded.max_length - len(prompt.ids)
         if room < 1:
             raise UserError(
@@ -127,7 +142,11 @@ class LocalSampler:
         return room
 
     def _rollouts(
-        self, rows: Sequence[_Row], columns: Mapping[str, list[Tensor]], sampling: SamplingConfig, stops: frozenset[int]
+        self,
+        rows: Sequence[_Row],
+        columns: Mapping[str, Any],
+        sampling: SamplingConfig,
+        stops: frozenset[int],
     ) -> list[Rollout]:
         texts = self.loaded.tokenizer.batch_decode([row.ids for row in rows], skip_special_tokens=True)
         return [
@@ -149,13 +168,21 @@ class LocalSampler:
 class _Sampling:
     """One call of `sample` under way: who waits, who is decoded, what was drawn so far."""
 
-    def __init__(self, sampler: LocalSampler, sampling: SamplingConfig, *, needs: Needs, stops: frozenset[int]):
+    def __init__(
+        self, sampler: LocalSampler, sampling: SamplingConfig, *, needs: Needs, stops: frozenset[int]
+    ):
         self.head = sampler.loaded.head.at_temperature(sampling.temperature)
         self.sampling, self.needs, self.stops = sampling, needs, stops
         self.device = sampler.loaded.device
-        self.decoder = Decoder(sampler.loaded, slots=sampling.batch_rows, room=sampling.max_tokens, compute=sampler.compute, fast=sampler.fast)
-        self.live: list[_Row] = []                             # in the order of the decoder's rows
-        self.drawn: list[tuple[list[int], Drawn]] = []         # which rows, what they drew
+        self.decoder = Decoder(
+            sampler.loaded,
+            slots=sampling.batch_rows,
+            room=sampling.max_tokens,
+            compute=sampler.compute,
+            fast=sampler.fast,
+        )
+        self.live: list[_Row] = []  # in the order of the decoder's rows
+        self.drawn: list[tuple[list[int], Drawn]] = []  # which rows, what they drew
 
     def run(self, rows: Sequence[_Row]) -> None:
         """Longest prompts first: they fit the cache whenever they come, and rows decoded together are alike."""
@@ -180,12 +207,16 @@ class _Sampling:
         return waiting[: free - free % responses or free]
 
     def _prefill(self, fresh: Sequence[_Row]) -> Tensor:
-        counts = Counter(row.index // self.sampling.responses for row in fresh)   # in order of first appearance
+        counts = Counter(
+            row.index // self.sampling.responses for row in fresh
+        )  # in order of first appearance
         prompts = {row.index // self.sampling.responses: row.prompt.ids for row in fresh}
         return self.decoder.admit(list(prompts.values()), responses=list(counts.values()))
 
     def _draw(self, hidden: Tensor, rows: Sequence[_Row]) -> None:
-        uniform = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=self.device)
+        uniform = torch.tensor(
+            [row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=self.device
+        )
         drawn = draw(
             self.head.logits(hidden),
             uniform,
@@ -195,7 +226,7 @@ class _Sampling:
             banned=self._banned(rows),
         )
         self.drawn.append(([row.index for row in rows], drawn))
-        for row, token in zip(rows, drawn.ids.tolist(), strict=True):   # the step's one wait for the device
+        for row, token in zip(rows, drawn.ids.tolist(), strict=True):  # the step's one wait for the device
             row.ids.append(token)
 
     def _banned(self, rows: Sequence[_Row]) -> Tensor | None:
@@ -208,7 +239,9 @@ class _Sampling:
         return banned
 
     def _drop_finished(self) -> None:
-        done = [i for i, row in enumerate(self.live) if row.ids[-1] in self.stops or len(row.ids) == row.limit]
+        done = [
+            i for i, row in enumerate(self.live) if row.ids[-1] in self.stops or len(row.ids) == row.limit
+        ]
         if done:
             self.live = [self.live[i] for i in self.decoder.drop(done)]
 
@@ -216,10 +249,9 @@ class _Sampling:
 def _by_row(drawn: Sequence[tuple[list[int], Drawn]], rows: Sequence[_Row]) -> dict[str, list[Tensor]]:
     """Field → one CPU tensor [T, …] per row, from the steps' [R, …]. RunError where a model gave no number.
 
-    Made outside inference mode and copied per row, so that autograd may meet them and each can be saved alone.
+    Made outside inference mode and copied per row, so that autograd may meet them and each can be saved
+    alone.
     """
-    if not rows:
-        return {}
     order = torch.from_numpy(np.concatenate([index for index, _ in drawn])).argsort(stable=True)
     lengths = [len(row.ids) for row in rows]
     columns = {}

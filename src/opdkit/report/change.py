@@ -12,11 +12,12 @@ SMALLEST_GAP = 0.05  # below it gap recovery divides noise by noise, and is unde
 
 @dataclass(frozen=True)
 class Change:
-    """Means of a metric over the first and the last `window` steps that logged it."""
+    """Means of a metric over the first and the last `window` of the `count` steps that logged it."""
 
     first: float
     last: float
     window: int
+    count: int
 
     @property
     def fold(self) -> float | None:
@@ -41,7 +42,7 @@ def change(run: Run, name: str) -> Change | None:
     if len(values) < 2:
         return None
     window = math.ceil(len(values) / 10)
-    return Change(_mean(values[:window]), _mean(values[-window:]), window)
+    return Change(_mean(values[:window]), _mean(values[-window:]), window, len(values))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Plots as data: what `page.js` hands to plotly, and the words around each plot."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opdkit.report.change import pass_at_k, scores
@@ -48,22 +48,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """Figures under one heading of the page."""
+    """Figures under one heading of the page; `more` of them are folded, and drawn when they are opened."""
 
     key: str
     title: str
     lead: str
-    figures: Sequence[Figure] = field(default_factory=tuple)
+    figures: Sequence[Figure]
+    more: Sequence[Figure] = ()
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Every curve in reading order: alignment, by position, optimisation, rollouts, time, other."""
     names = list(dict.fromkeys(name for run in runs for name in run.names()))
     found = [Section(g.key, g.title, g.lead, [_lines(p, runs) for p in g.panels]) for g in groups(names)]
-    found.insert(
-        1, Section("position", "By position", "The same quantities along the response.", _maps(names, runs))
-    )
-    return [_with_stacks(section, runs) for section in found if section.figures or section.key == "time"]
+    found.insert(1, _by_position(names, runs))
+    stacked = [_with_stacks(section, runs) if section.key == "time" else section for section in found]
+    return [section for section in stacked if section.figures or section.more]
 
 
 def evaluation(runs: Sequence[Run]) -> list[Figure]:
@@ -155,10 +155,8 @@ def _thinning(runs: Iterable[Run], limit: int) -> str:
 
 
 def _with_stacks(section: Section, runs: Sequence[Run]) -> Section:
-    if section.key != "time":
-        return section
     stacks = [figure for index, run in enumerate(runs) if (figure := _stack(run, index)).traces]
-    return Section(section.key, section.title, section.lead, [*stacks, *section.figures])
+    return replace(section, figures=[*stacks, *section.figures])
 
 
 def _stack(run: Run, index: int) -> Figure:
@@ -181,9 +179,16 @@ def _stack(run: Run, index: int) -> Figure:
 # --- by position --------------------------------------------------------------------------------------------
 
 
-def _maps(names: Iterable[str], runs: Sequence[Run]) -> list[Figure]:
+def _by_position(names: Iterable[str], runs: Sequence[Run]) -> Section:
+    first, rest = heatmaps(names)
+    lead = "The same quantities along the response: steps to the right, response positions upwards."
+    return Section("position", "By position", lead, _maps(first, runs), _maps(rest, runs))
+
+
+def _maps(panels: Iterable[Panel], runs: Sequence[Run]) -> list[Figure]:
+    """One map per quantity and run; runs share the colours of a quantity, so that they can be compared."""
     figures = []
-    for panel in heatmaps(names):
+    for panel in panels:
         grids = [(index, _grid(run, panel.metrics[0])) for index, run in enumerate(runs)]
         found = [value for _, grid in grids for row in grid["z"] for value in row if value is not None]
         limits = [min(found), max(found)] if found else None

@@ -77,7 +77,7 @@
     const all = figure.traces.flatMap((trace) => trace.y).filter((y) => y !== null);
     const zero = all.every((y) => y === 0);   // plotly would centre such a line between −1 and 1
     return axis(figure.unit, {
-      type: log ? "log" : "linear", uirevision: String(log), nticks: 6, dtick: log ? "D1" : undefined,
+      type: log ? "log" : "linear", uirevision: String(log), nticks: 6, dtick: log ? "D2" : undefined,
       range: zero ? [-0.02, 1] : undefined, exponentformat: "power",
       tickformat: all.some((y) => Math.abs(y) >= 10000) ? "," : undefined,
     });
@@ -90,13 +90,16 @@
     return Plotly.react(boxes[index], traces, layout(figure, index), { displayModeBar: false, responsive: true });
   }
 
-  // One plot per task, so that the page can be read and scrolled while the rest is drawn.
-  async function drawAll() {
-    for (let index = 0; index < figures.length; index += 1) {
-      await draw(index);
-      await new Promise((resolve) => setTimeout(resolve));
+  // One plot per task, so that the page can be read and scrolled while the rest is drawn. A folded plot has no
+  // width yet: it waits until it is opened.
+  async function drawAll(within) {
+    for (const [index, box] of boxes.entries()) {
+      if (within.contains(box) && box.checkVisibility()) {
+        await draw(index);
+        await new Promise((resolve) => setTimeout(resolve));
+      }
     }
-    document.documentElement.dataset.drawn = String(figures.length);
+    document.documentElement.dataset.drawn = "all";
   }
 
   function toggle(button) {
@@ -109,7 +112,7 @@
     button.addEventListener("click", () => {
       const run = Number(button.dataset.run);
       if (toggle(button)) hidden.delete(run); else hidden.add(run);
-      drawAll();
+      drawAll(document);
     });
   }
 
@@ -121,6 +124,10 @@
     });
   }
 
-  dark.addEventListener("change", drawAll);
-  drawAll();
+  for (const fold of document.querySelectorAll("details.more")) {
+    fold.addEventListener("toggle", () => drawAll(fold));
+  }
+
+  dark.addEventListener("change", () => drawAll(document));
+  drawAll(document);
 })();

@@ -16,14 +16,16 @@ from opdkit.report.text import number, percent, shown
 from opdkit.types import UserError
 
 SHOWN_CHARS = 20_000  # of a prompt or response; a runaway rollout must not make the page unusable
+ROLLOUT_FACTS = ("id", "sample", "finish_reason", "score", "length", "sequence_reward")
 
 
 @dataclass(frozen=True)
 class Note:
-    """A rollout or a finding as the page shows it: labelled numbers and texts."""
+    """A rollout or a finding as the page shows it: labelled numbers and texts, and further numbers below."""
 
     facts: Sequence[tuple[str, str]]
     texts: Sequence[tuple[str, str]]
+    more: Sequence[tuple[str, str]] = ()
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -42,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 def render(runs: Sequence[Run]) -> str:
     """The page as text. Plots are known by their order: the n-th `.plot` draws the n-th payload."""
     sections, evaluation = figures.sections(runs), figures.evaluation(runs)
-    drawn = [*evaluation, *(figure for section in sections for figure in section.figures)]
+    drawn = [*evaluation, *(figure for section in sections for figure in (*section.figures, *section.more))]
     scripts = _scripts()
     return _template().render(
         runs=runs,
@@ -129,11 +131,10 @@ def _finding(row: Row) -> Note:
 
 
 def _rollout(row: Row) -> Note:
-    known = {"step", "prompt", "response"}
-    return Note(
-        _facts({key: value for key, value in row.items() if key not in known}),
-        [(key, _text(row.get(key, ""))) for key in ("prompt", "response")],
-    )
+    texts = [(key, _text(row.get(key, ""))) for key in ("prompt", "response")]
+    apart = {"step", "prompt", "response", *ROLLOUT_FACTS}
+    rest = {key: value for key, value in row.items() if key not in apart}
+    return Note(_facts({key: row[key] for key in ROLLOUT_FACTS if key in row}), texts, _facts(rest))
 
 
 def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:

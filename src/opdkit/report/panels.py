@@ -60,13 +60,12 @@ def position_of(name: str) -> tuple[int, str] | None:
     return (int(found[1]), found[2]) if found else None
 
 
-def heatmaps(names: Iterable[str]) -> list[Panel]:
-    """Quantities logged by position, those the paper draws first."""
+def heatmaps(names: Iterable[str]) -> tuple[list[Panel], list[Panel]]:
+    """Quantities logged by position: those with a reading of their own, and all others."""
     known = _contents()["heatmap"]
     logged = list(dict.fromkeys(place[1] for name in names if (place := position_of(name))))
-    ordered = [name for name in known if name in logged] + [name for name in logged if name not in known]
-    blank = {"unit": "", "caption": "By place in the response."}
-    return [Panel(metrics=(name,), **known.get(name, blank)) for name in ordered]
+    first = [Panel(metrics=(name,), **known[name]) for name in known if name in logged]
+    return first, [_by_position(name) for name in logged if name not in known]
 
 
 @cache
@@ -91,7 +90,8 @@ def _present(panels: Iterable[Panel], names: list[str]) -> tuple[Panel, ...]:
 
 def _with_at_k(group: Group, names: list[str]) -> Group:
     widths = sorted(int(found[1]) for name in names if (found := _AT_K.fullmatch(name)))
-    return replace(group, panels=group.panels + tuple(map(_at_k, widths)))
+    place = 1 + next((i for i, panel in enumerate(group.panels) if "overlap_ratio" in panel.metrics), -1)
+    return replace(group, panels=(*group.panels[:place], *map(_at_k, widths), *group.panels[place:]))
 
 
 def _at_k(k: int) -> Panel:
@@ -99,6 +99,12 @@ def _at_k(k: int) -> Panel:
     what = "the most probable token" if k == 1 else f"the {k} most probable tokens"
     caption = f"Overlap of {what}, beside what two unrelated models would share by chance (k ÷ V, dotted)."
     return Panel((ratio, chance), "fraction", caption, "Eq. 6", title=ratio, dotted=(chance,))
+
+
+def _by_position(name: str) -> Panel:
+    panels = [_panel(table) for group in _contents()["group"] for table in group["panels"]]
+    unit = next((panel.unit for panel in panels if name in panel.metrics), "")
+    return Panel((name,), unit, "By place in the response.")
 
 
 def _plain(name: str) -> Panel:

@@ -59,17 +59,18 @@ def differences(runs: Sequence[Run]) -> Table:
 def evaluations(run: Run) -> Table:
     widths = sorted({k for row in run.evals for k in pass_at_k(row)})
     head = ["step", "avg_at_k", "95 % interval", *(f"pass@{k}" for k in widths)]
-    head += ["truncated", "problems", "responses"]
+    head += ["truncated", "ungraded", "mean length", "problems", "responses"]
     return Table(head, [_evaluation(row, widths) for row in run.evals])
 
 
 def _evaluation(row: Row, widths: Sequence[int]) -> list[str]:
-    passes = pass_at_k(row)
-    interval = f"{percent(number(row.get('low')))} – {percent(number(row.get('high')))}"
+    low, high = number(row.get("low")), number(row.get("high"))
+    interval = _UNSET if low is None or high is None else f"{percent(low)} – {percent(high)}"
+    fractions = [number(row.get(key)) for key in ("truncated_fraction", "ungraded_fraction")]
+    counts = [number(row.get(key)) for key in ("response_length", "problems", "responses")]
     cells = [str(row["step"]), percent(number(row.get("avg_at_k"))), interval]
-    cells += [percent(passes.get(k)) for k in widths]
-    cells += [percent(number(row.get("truncated_fraction")))]
-    return cells + [shown(number(row.get(key))) for key in ("problems", "responses")]
+    cells += [percent(pass_at_k(row).get(k)) for k in widths]
+    return [*cells, *map(percent, fractions), *map(shown, counts)]
 
 
 def _change(run: Run, name: str) -> str:

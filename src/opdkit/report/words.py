@@ -18,6 +18,7 @@ from opdkit.report.text import percent, shown
 CLEAR_FOLD = 3.0
 STILL_FOLD = 1.5
 HARDLY = 0.1  # a drift below a tenth is not worth a number
+FEWEST_STEPS = 10  # below it, first and last are single, noisy steps
 SMALL_LOSS = 0.1  # nats; failing pairs start below it, successes several times above
 
 Tone = Literal["good", "weak", "bad", "plain"]
@@ -55,6 +56,9 @@ def alignment(run: Run) -> Verdict:
         why = "Fewer than two steps logged a loss, so there is no change to read."
         return Verdict("Too short to read", why, "plain")
     told = "; ".join([_told(what, loss)] + ([_told("|Eq. 7|", advantage)] if advantage else []))
+    if loss.count < FEWEST_STEPS:
+        why = f"{told}, over {loss.count} steps: too few to tell a trend from noise."
+        return Verdict("Too short to read", why, "plain")
     if _rose(loss):
         why = "the student is moving away from the teacher. Look at grad_norm and entropy_student."
         return Verdict("Moving away", f"{told}: {why}", "bad")
@@ -73,6 +77,10 @@ def alignment(run: Run) -> Verdict:
 def accuracy(run: Run) -> Verdict:
     """Before → after with intervals, or why that is not known."""
     found = scores(run)
+    if not found and run.evals:
+        return Verdict(
+            "Not graded", "Evaluated without a grader, so this says nothing about accuracy.", "plain"
+        )
     if not found:
         return Verdict("Not evaluated", "No evaluation, so this says nothing about accuracy.", "plain")
     before, after = found[0], found[-1]

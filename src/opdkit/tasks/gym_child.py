@@ -1,13 +1,11 @@
 """A reasoning-gym generator, inside the child: makes items by index and scores answers to them.
 
 Made here and not in the parent so that an index names the same item for ever: some generators iterate over
-sets of strings or draw from the global generators, so hash seed and global seeds are fixed per item, which is
-the child's to do.
+sets of strings, whose order the hash seed decides, and only a child can be started with a fixed one.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from functools import lru_cache
 from typing import Any
@@ -73,7 +71,6 @@ class Gym:
         from reasoning_gym import create_dataset
 
         seed = self.seed + number * BLOCK
-        _seed_global(seed)
         try:
             return create_dataset(self.name, **self.args, seed=seed, size=BLOCK)
         except Exception as error:  # the generators check by assert, by type errors and by ValueError
@@ -81,15 +78,7 @@ class Gym:
 
     def _entry(self, index: int) -> dict[str, Any]:
         block = self.block(index // BLOCK)
-        _seed_global(self.seed + index)
         try:
             return block[index % BLOCK]
         except Exception as error:
             raise GymRefusal(f"{type(error).__name__}: {error}", refused="arguments") from error
-
-
-def _seed_global(seed: int) -> None:
-    import numpy
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
