@@ -1,4 +1,4 @@
-"""Decoding: transformers' generate against LocalSampler, on one thread, with one random 0.85 M-parameter Qwen3.
+"""Decoding: transformers' generate against LocalSampler on one thread, with a random 0.85 M Qwen3.
 
     python benchmarks/decode.py [--repeats 5] [--prompts 32] [--tokens 64] [--ragged-tokens 256]
 
@@ -39,10 +39,15 @@ def build(end_bias: float) -> LoadedModel:
         vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32, intermediate_size=384, max_position_embeddings=1024,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=END, pad_token_id=PAD,
-        initializer_range=0.05, )  # fmt: skip torch.manual_seed(1) model = Qwen3ForCausalLM(config).eval()
-        model.lm_head.bias = nn.Parameter(torch.zeros(VOCABULARY)) with torch.no_grad():
+        initializer_range=0.05,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = Qwen3ForCausalLM(config).eval()
+    model.lm_head.bias = nn.Parameter(torch.zeros(VOCABULARY))
+    with torch.no_grad():
         model.lm_head.bias[PAD] = -1e4 if end_bias else 0.0  # so that HF's padding can be told from tokens
-        model.lm_head.bias[END] = end_bias return describe(model, tokenizer, name="bench")
+        model.lm_head.bias[END] = end_bias
+    return describe(model, tokenizer, name="bench")
 
 
 def make_prompts(count: int, *, shortest: int, longest: int) -> list[Prompt]:
@@ -63,8 +68,10 @@ def generate(
     with torch.inference_mode():
         out = loaded.model.generate(
             input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=tokens,
-            eos_token_id=end, pad_token_id=PAD, num_return_sequences=responses, )  # fmt: skip made = out[:,
-            width:] return int((made != PAD).sum()) if end is not None else made.numel()
+            eos_token_id=end, pad_token_id=PAD, num_return_sequences=responses,
+        )  # fmt: skip
+    made = out[:, width:]
+    return int((made != PAD).sum()) if end is not None else made.numel()
 
 
 def ours(

@@ -1,4 +1,4 @@
-"""Tiny models and a tiny tokenizer, built from seeds in milliseconds: nothing is downloaded, nothing is written.
+"""Tiny models and a tiny tokenizer, built from seeds in milliseconds: no download, no file.
 
 Kinds: llama, qwen2, qwen3, mistral, gemma, gemma2, gemma3, smollm (a tied Llama with SmolLM2's settings), and
 gpt2, bloom, mamba for refusals.
@@ -19,7 +19,8 @@ from opdkit.models.load import LoadedModel, describe
 SPECIALS = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PAD, END_OF_TEXT, IM_START, IM_END = range(4)
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CACHED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "smollm")
@@ -51,7 +52,7 @@ _TYPES = {"smollm": "llama", "gemma3": "gemma3_text"}
 
 @lru_cache
 def tiny_tokenizer(*, vocab: int = 384, seed: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of exactly `vocab` tokens (at least 260), trained on made-up sums; ids 0-3 are SPECIALS."""
+    """A byte-level BPE of exactly `vocab` tokens (260 or more), trained on sums; ids 0-3 are SPECIALS."""
     rng = random.Random(seed)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,11 +74,11 @@ def tiny_tokenizer(*, vocab: int = 384, seed: int = 0) -> PreTrainedTokenizerFas
 
 def _sentence(rng: random.Random) -> str:
     a, b = rng.randint(2, 99), rng.randint(2, 99)
-    name, thing = rng.choice(["Ada", "Ben", "Cleo", "Dan", "Eve"]), rng.choice(["apples", "coins", "cards", "books"])
+    name, thing = rng.choice(["Ada", "Ben", "Cleo", "Dan"]), rng.choice(["apples", "coins", "books"])
     return rng.choice(
         [
             f"{name} has {a} {thing} and buys {b} more. How many {thing} are left? The answer is {a + b}.",
-            f"Compute {a} + {b} * 3. First multiply {b} by 3 to get {b * 3}, then add {a}, so the result is {a + b * 3}.",
+            f"Compute {a} + {b} * 3. First multiply {b} by 3 to get {b * 3}, so the result is {a + b * 3}.",
             f"Is {a} larger than {b}? {'Yes' if a > b else 'No'}, because {a} minus {b} equals {a - b}.",
         ]
     )

@@ -11,13 +11,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "opdkit"
 FLOORS = {
     "types": 1,
-    "tasks": 2, "config": 2, "support": 2,
-    "objectives": 3, "diagnostics": 3, "run": 3,
-    "models": 4, "report": 4,
-    "train": 5, "serve": 5,
-    "recipes": 6, "integrations": 6,
-    "studies": 7,
-    "cli": 8,
+    "config": 2,
+    "tasks": 3, "support": 3,
+    "objectives": 4, "diagnostics": 4, "run": 4,
+    "models": 5, "report": 5,
+    "train": 6, "serve": 6,
+    "recipes": 7, "integrations": 7,
+    "studies": 8,
+    "cli": 9,
 }  # fmt: skip
 
 
@@ -170,3 +171,10 @@ def test_readme_shows_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "make demo" in readme and "make test" in readme
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_reference_page_is_fresh() -> None:
+    import sys
+
+    result = subprocess.run([sys.executable, "scripts/reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -572,16 +572,9 @@ def test_renaming_the_vocabulary_renames_the_gradient_and_nothing_else(spec, ord
     torch.testing.assert_close(renamed_gradient, gradient[:, order], rtol=1e-11, atol=1e-11)
 
 
-class Slots:
+def slots(logp: Tensor, support: Support) -> StoredDist:
     """A distribution that holds any numbers at the support's slots, as padding would."""
-
-    normalised = True
-
-    def __init__(self, logp: Tensor):
-        self.logp = logp
-
-    def at(self, ids: Tensor) -> Tensor:
-        return self.logp
+    return StoredDist(at_ids=support.ids, at_logp=logp)
 
 
 GARBAGE = (math.nan, math.inf, -math.inf, 1e308, -1e308, 1e30, 0.0, 700.0)
@@ -602,7 +595,7 @@ def test_slots_that_are_not_kept_may_hold_anything(spec, data):
     junk_p, junk_q = (torch.tensor(data.draw(fill), dtype=torch.float64).view(3, width) for _ in range(2))
 
     def run(p_slots, q_slots):
-        return value_and_gradient(lambda z: Objective(spec).local(Slots(z), Slots(q_slots), support), p_slots)
+        return value_and_gradient(lambda z: Objective(spec).local(slots(z, support), slots(q_slots, support), support), p_slots)
 
     clean = run(torch.where(keep, p, 0.0), torch.where(keep, q, 0.0))
     dirty = run(torch.where(keep, p, junk_p), torch.where(keep, q, junk_q))

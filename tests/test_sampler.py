@@ -1,4 +1,4 @@
-"""The sampler's contract: numbers of a fresh forward, tokens that depend on nothing but their own row, exact distributions."""
+"""The sampler's contract: a fresh forward's numbers, exact distributions, rows that depend on nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sampling(**settings: Any) -> SamplingConfig:
 
 @torch.no_grad()
 def fresh_logits(loaded: LoadedModel, rollout: Rollout) -> Tensor:
-    """[T, V] of one unpadded forward without a cache, through the model's own head, at the rollout's temperature."""
+    """[T, V] of one unpadded forward without a cache, through the model's own head, at the temperature."""
     ids = torch.tensor([rollout.prompt.ids + rollout.response_ids])
     logits = loaded.model(input_ids=ids, use_cache=False).logits[0, len(rollout.prompt.ids) - 1 : -1]
     return logits[:, : loaded.head.rows] / rollout.temperature
@@ -146,7 +146,7 @@ def test_layers_that_look_like_a_llamas_and_are_not_go_through_the_body(
 
 
 def test_long_responses_outgrow_the_first_columns() -> None:
-    """Past the columns allocated ahead, with rows that end and rows that come: the cache moves and renumbers its columns."""
+    """Past the columns allocated ahead, while rows end and come: the cache renumbers its columns."""
     loaded = tiny_loaded("qwen3", max_position_embeddings=2048)
     config = sampling(responses=3, max_tokens=400, batch_rows=3)
     rollouts = LocalSampler(loaded).sample(
@@ -257,7 +257,7 @@ def test_two_tokens_follow_their_joint_probabilities() -> None:
 
 
 def fits(counts: Counter[int], wanted: Tensor) -> None:
-    """Chi-square over outcomes expected 5 times or more, the rest pooled; nothing outside the support was drawn."""
+    """Chi-square over outcomes expected 5 times or more, the rest pooled; nothing beyond the support."""
     total = sum(counts.values())
     assert abs(float(wanted.sum()) - 1) < 1e-9
     assert all(float(wanted[i]) > 0 for i in counts)
@@ -526,15 +526,13 @@ def test_rotary_positions_that_depend_on_the_batch_are_refused() -> None:
 
 def test_a_cache_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sensitivity of the check itself: one wrong column in one layer is enough."""
-    original = KVCache.update
+    original = KVCache.write
 
-    def shifted(
-        self: KVCache, key: Tensor, value: Tensor, layer: int, *rest: Any, **more: Any
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = original(self, key, value, layer, *rest, **more)
+    def shifted(self: KVCache, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = original(self, layer, key, value)
         return (keys, values.roll(1, 2)) if layer == 1 else (keys, values)
 
-    monkeypatch.setattr(KVCache, "update", shifted)
+    monkeypatch.setattr(KVCache, "write", shifted)
     with pytest.raises(UserError, match="differs from a fresh forward"):
         LocalSampler(tiny_loaded("llama"))
 

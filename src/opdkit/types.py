@@ -36,7 +36,7 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to be answered. Text or messages as given; `ids` after templating (see `models.load.encode`)."""
+    """One thing to be answered. Text or messages as given; `ids` after templating (see `opdkit.tasks.encode`)."""
 
     id: str
     text: str | None = None

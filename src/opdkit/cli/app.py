@@ -112,10 +112,10 @@ def train(
 
     printer = Printer(quiet=as_json)
     printer.start(resolved, resume)
-    from opdkit.train.distill import distill
+    from opdkit.train import STORIES
 
     with printer:
-        code = distill(resolved, resume=resume, talk=printer)
+        code = STORIES[resolved.story](resolved, resume=resume, talk=printer)
     if int(os.environ.get("RANK", "0")) == 0:
         if as_json:
             print(json.dumps({"run": str(resolved.run), "exit_code": code, **printer.last}))

@@ -63,6 +63,8 @@ def by_sequence(
     measures: Measures, row: Int[Tensor, " M"], *, rows: int, keep: Bool[Tensor, " M"] | None = None
 ) -> dict[str, Float[Tensor, " R"]]:
     """Means per sequence (float64, on the CPU); nan where nothing was measured."""
+    if not measures:
+        return {}
     sums, counts = (_grouped(values, row.cpu().long(), rows) for values in _stacked(measures, keep))
     means = torch.where(counts > 0, sums / counts, torch.nan)
     return dict(zip(measures, means, strict=True))

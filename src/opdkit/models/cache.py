@@ -74,11 +74,15 @@ class KVCache:
         return max(self.starts) > self.low
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one column, [R, H, 1, d]; views of all columns in use, [R, H, C, d], come back."""
-        keys, values = self.keys[layer][: self.rows], self.values[layer][: self.rows]
-        keys[:, :, self.column] = key[:, :, 0]
-        values[:, :, self.column] = value[:, :, 0]
-        return keys[:, :, self.low : self.column + 1], values[:, :, self.low : self.column + 1]
+        """What a body calls: `write` with keys and values [R, H, 1, d]."""
+        return self.write(layer, key[:, :, 0], value[:, :, 0])
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one column, [R, H, d]; views of all columns in use, [R, H, C, d], come back."""
+        keys, values, rows, used = self.keys[layer], self.values[layer], len(key), slice(self.low, self.column + 1)
+        keys[:rows, :, self.column] = key
+        values[:rows, :, self.column] = value
+        return keys[:rows, :, used], values[:rows, :, used]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.column - self.low
@@ -100,6 +104,8 @@ class KVCache:
         widest = max(lengths)
         if not self.starts:
             self.column = self.low = widest
+            if self.keys and widest >= self.keys[0].shape[2]:
+                self.keys, self.values = [], []
         assert widest <= self.column, "prompts are admitted longest first"
         self._make_room(states)
         place = _placement(lengths, source, device=states[0][0].device)
@@ -140,7 +146,7 @@ class KVCache:
             buffer[to, :, used] = buffer[of, :, used]
 
     def _make_room(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Allocate before the first row; later, when the columns run out, keep those in use and half as many again.
+        """Allocate before the first row; when the columns run out, keep those in use and half as many again.
 
         Zeros, not garbage: a masked column still enters the attention's sum, with weight 0, and 0 × nan is
         nan.
@@ -169,7 +175,7 @@ class KVCache:
 def _placement(
     lengths: Sequence[int], source: Sequence[int], *, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """(prompt of each row, which prompt position each of the last L columns takes); None where all lengths are equal.
+    """(prompt of each row, which prompt position each of the last L columns takes: None at equal lengths).
 
     Columns left of a row's start take position 0: any finite value will do there.
     """

@@ -58,7 +58,7 @@ def draw(
     top_p: float = 1.0,
     banned: Bool[Tensor, "R V"] | None = None,
 ) -> Drawn:
-    """One token per row from softmax(logits) after bans, top-k and top-p, in this order; each renormalises what is left."""
+    """One token per row from softmax(logits) after bans, top-k and top-p, each renormalising what is left."""
     pieces = []
     for part in _pieces(logits):
         ban = None if banned is None else banned[part]
@@ -85,14 +85,14 @@ def _draw(
     logp = row.full
     kept = logits if banned is None else torch.where(banned, -torch.inf, logits)
     kept = _nucleus(_most_probable(kept, top_k), top_p)
-    behaviour_logp = logp if kept is logits else kept.log_softmax(-1)
-    ids = pick(behaviour_logp.exp(), uniform)
-    slot = ids[:, None]
+    behaviour = logp if kept is logits else kept.log_softmax(-1)
+    ids = pick(behaviour.exp(), uniform)
+    picked = logp.gather(-1, ids[:, None])[:, 0]
     topk_ids, topk_logp = row.topk(min(needs.top_k, logits.shape[-1])) if needs.top_k else (None, None)
     return Drawn(
         ids=ids,
-        behaviour_logp=behaviour_logp.gather(-1, slot)[:, 0],
-        logp=logp.gather(-1, slot)[:, 0],
+        behaviour_logp=picked if behaviour is logp else behaviour.gather(-1, ids[:, None])[:, 0],
+        logp=picked,
         topk_ids=topk_ids,
         topk_logp=topk_logp,
         entropy=row.entropy if needs.entropy else None,
@@ -106,13 +106,15 @@ def pick(probability: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int
     on their order, so a token of probability 0 is never drawn, u next to 1 still lands on a token, and
     summing blocks first gives the same token as one long sum.
 
-    >>> pick(torch.tensor([[0.5, 0.0, 0.5, 0.0]]).repeat(3, 1), torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64))
+    >>> uniform = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    >>> pick(torch.tensor([[0.5, 0.0, 0.5, 0.0]]).repeat(3, 1), uniform)
     tensor([0, 2, 2])
     """
     weight = (probability * _WEIGHT_ONE).long()
     rows, vocabulary = weight.shape
     if vocabulary <= 2 * _BLOCK:
-        return _first_above(weight.cumsum(-1), uniform)[0]
+        cdf = weight.cumsum(-1)
+        return _position(cdf, _target(cdf, uniform))
     weight = torch.nn.functional.pad(weight, (0, -vocabulary % _BLOCK)).view(rows, -1, _BLOCK)
     block, rest = _first_above(weight.sum(-1).cumsum(-1), uniform)
     inside = weight[torch.arange(rows, device=weight.device), block].cumsum(-1)
@@ -123,11 +125,16 @@ def _first_above(
     cdf: Int[Tensor, "R n"], uniform: Float[Tensor, " R"]
 ) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
     """(first position whose sum exceeds u × total, what is left of u × total at that position)."""
-    total = cdf[:, -1]
-    target = torch.minimum((uniform * total).long(), total - 1)
+    target = _target(cdf, uniform)
     position = _position(cdf, target)
     before = cdf.gather(-1, (position - 1).clamp_(min=0)[:, None])[:, 0]
     return position, torch.where(position > 0, target - before, target)
+
+
+def _target(cdf: Int[Tensor, "R n"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
+    """u × total, below the total even where u is next to 1."""
+    total = cdf[:, -1]
+    return torch.minimum((uniform * total).long(), total - 1)
 
 
 def _position(cdf: Int[Tensor, "R n"], target: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
@@ -144,7 +151,7 @@ def _most_probable(logits: Float[Tensor, "R V"], k: int) -> Float[Tensor, "R V"]
 
 
 def _nucleus(logits: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R V"]:
-    """-inf outside the smallest set of most probable tokens whose mass reaches `top_p`; ties with the last one stay."""
+    """-inf outside the smallest set of most probable tokens of mass `top_p`; ties with the last one stay."""
     if top_p >= 1.0:
         return logits
     falling = _falling(logits)

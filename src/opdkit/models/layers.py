@@ -1,8 +1,8 @@
-"""One decoding step of a Llama-like body without the body's own Python: a third of the time of a small model's step.
+"""One decoding step of a Llama-like body without the body's own Python, which costs a small model dearly.
 
-Reads the module's own weights at every step, so nothing has to be refreshed when they change. `fast_layers`
-returns None for what it does not recognise; that what it recognises is computed rightly is measured
-(`decode.check`), never assumed.
+Binds the module's weights when a call of `sample` begins (views of them, or copies where a joint or narrower
+one is faster) and is dropped with it, so nothing outlives a change of the weights. `fast_layers` returns None
+for what it does not recognise; that what it recognises is computed rightly is measured (`decode.check`).
 
 Letters: R rows, D hidden, H query heads, h key-value heads, d head width, C columns of the cache.
 """
@@ -21,15 +21,24 @@ from torch.nn import functional as F
 from opdkit.models.cache import KVCache
 
 
-@dataclass(frozen=True)
-class _Norm:
-    """Root-mean-square norm. Gemma stores its gain as a difference from 1."""
+_JOINT_WEIGHTS = 1 << 20  # weights of up to so many entries are joined: one product costs less than three
 
-    gain: Tensor
-    eps: float
+
+class _Norm:
+    """Root-mean-square norm over the last axis: x / hypot(|x|, sqrt(D eps)) · sqrt(D) gain."""
+
+    def __init__(self, gain: Tensor, eps: float):
+        self.gain, self.eps = gain, eps
+        width = gain.shape[-1]
+        # Four small operators instead of the eight torch runs on a CPU; a GPU has one kernel, bf16 needs its sums.
+        self.by_hand = gain.device.type == "cpu" and gain.itemsize >= 4
+        self.scaled_gain, self.floor = gain * width**0.5, gain.new_tensor((width * eps) ** 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.gain.shape, self.gain, self.eps)
+        if not (self.by_hand and x.dtype == self.gain.dtype):
+            return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.gain
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)
+        return (x / length).mul_(self.scaled_gain)
 
 
 @dataclass(frozen=True)
@@ -40,17 +49,19 @@ class _Linear:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        if self.bias is not None or residual.dtype != x.dtype:
+            return residual + self(x)
+        return torch.addmm(residual, x, self.weight.T)
+
 
 @dataclass(frozen=True)
 class _Layer:
     attention_norm: _Norm
-    query: _Linear
-    key: _Linear
-    value: _Linear
-    out: _Linear
-    head_gain: Tensor | None  # [H + h, d] of Qwen3's norms of queries and keys
-    head_eps: float
+    query_key_value: tuple[_Linear, ...]  # one joint product, or three
+    head_norm: _Norm | None  # gain [H + h, d]: Qwen3's norms of queries and keys
     scaling: float
+    out: _Linear
     mlp_norm: _Norm
     gate: _Linear
     up: _Linear
@@ -61,15 +72,17 @@ class _Layer:
 class FastLayers:
     """The body's step for one token per row.
 
-    Residuals stay in the embedding's dtype, products are made in `dtype`.
+    Residuals stay in the embedding's dtype, products are made in `dtype`, as under autocast.
     """
 
-    def __init__(self, body: Any, layers: list[_Layer], *, dtype: torch.dtype):
-        self.body, self.layers, self.dtype = body, layers, dtype
-        self.width = int(layers[0].query.weight.shape[0] + layers[0].key.weight.shape[0])
-        self.head_width = int(body.layers[0].self_attn.head_dim)
-        self.key_heads = int(layers[0].key.weight.shape[0]) // self.head_width
-        self._rotations: tuple[Tensor, Tensor] | None = None
+    def __init__(self, body: Any, *, dtype: torch.dtype):
+        attention = body.layers[0].self_attn
+        self.embed, self.rotary, self.norm = body.embed_tokens, body.rotary_emb, body.norm
+        self.layers = [_read(layer, dtype) for layer in body.layers]
+        self.dtype = dtype
+        self.head_width = int(attention.head_dim)
+        self.key_heads = int(attention.k_proj.weight.shape[0]) // self.head_width
+        self._table: tuple[Tensor, Tensor] | None = None
 
     def step(
         self,
@@ -81,78 +94,64 @@ class FastLayers:
     ) -> Float[Tensor, "R D"]:
         """Hidden states after the final norm; writes the cache's current column.
 
-        One position for all rows may be an int.
+        `position` of the new tokens; an int where all rows have the same. `seen` None: every row sees all columns.
         """
-        hidden = self.body.embed_tokens(tokens)
+        hidden = self.embed(tokens)
         cos, sin = self._rotation(position, hidden, reach=cache.column + 1)
         for index, layer in enumerate(self.layers):
             x = layer.attention_norm(hidden).to(self.dtype)
-            query_key, value = torch.cat((layer.query(x), layer.key(x)), -1), layer.value(x)
-            query_key = self._rotated(layer, query_key.view(len(tokens), -1, self.head_width), cos, sin)
-            hidden = hidden + layer.out(self._attended(layer, query_key, value, cache, index, seen))
+            query, key, value = self._projected(layer, x, cos, sin)
+            keys, values = cache.write(index, key, value)
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=layer.scaling)
+            hidden = layer.out.added_to(hidden, mixed.reshape(len(tokens), -1))
             x = layer.mlp_norm(hidden).to(self.dtype)
-            hidden = hidden + layer.down(layer.activation(layer.gate(x)).mul_(layer.up(x)))
-        return self.body.norm(hidden)
+            hidden = layer.down.added_to(hidden, layer.activation(layer.gate(x)).mul_(layer.up(x)))
+        return self.norm(hidden)
 
-    def _rotated(self, layer: _Layer, query_key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries and keys [R, H + h, d], normed and turned together.
+    def _projected(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [R, h, H / h, d], keys and values [R, h, d]; queries and keys normed and turned together.
 
-        `sin` is signed, so a roll does rotate_half's work.
+        The queries that share a key head count as its query positions, so keys need not be repeated.
         """
-        if layer.head_gain is not None:
-            query_key = F.rms_norm(query_key, (self.head_width,), None, layer.head_eps) * layer.head_gain
-        return torch.addcmul(query_key * cos, query_key.roll(self.head_width // 2, -1), sin).to(self.dtype)
-
-    def _attended(
-        self, layer: _Layer, query_key: Tensor, value: Tensor, cache: KVCache, index: int, seen: Tensor | None
-    ) -> Tensor:
-        """[R, H·d]. The queries of one key head count as its query positions, so keys are not repeated."""
-        rows = query_key.shape[0]
-        query, key = query_key[:, : -self.key_heads], query_key[:, -self.key_heads :]
-        keys, values = cache.update(
-            key[:, :, None], value.view(rows, self.key_heads, 1, self.head_width), index
-        )
-        query = query.reshape(rows, self.key_heads, -1, self.head_width)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=layer.scaling)
-        return mixed.reshape(rows, -1)
+        parts = [linear(x) for linear in layer.query_key_value]
+        joint = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).view(len(x), -1, self.head_width)
+        turned, value = joint[:, : -self.key_heads], joint[:, -self.key_heads :]
+        if layer.head_norm is not None:
+            turned = layer.head_norm(turned)
+        # `sin` is signed, so a roll does rotate_half's work.
+        turned = torch.addcmul(turned * cos, turned.roll(self.head_width // 2, -1), sin).to(self.dtype)
+        query, key = turned[:, : -self.key_heads], turned[:, -self.key_heads :]
+        return query.unflatten(1, (self.key_heads, -1)), key, value
 
     def _rotation(self, position: Tensor | int, like: Tensor, *, reach: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin at `position`, [R, 1, d] or [d], from a table that grows with the sequences."""
-        if self._rotations is None or self._rotations[0].shape[0] < reach:
+        if self._table is None or self._table[0].shape[0] < reach:
             table = torch.arange(reach + 512, device=like.device)[None]
-            cos, sin = (part[0] for part in self.body.rotary_emb(like[None], table))
+            cos, sin = (part[0] for part in self.rotary(like[None], table))
             first, second = sin.chunk(2, -1)
-            self._rotations = cos, torch.cat((-first, second), -1)
-        cos, sin = self._rotations
+            self._table = cos, torch.cat((-first, second), -1)
+        cos, sin = self._table
         return cos[position], sin[position]
 
 
 @torch.no_grad()
 def fast_layers(body: Any, *, dtype: torch.dtype) -> FastLayers | None:
-    """The body's layers if they are plain Llama-like ones (Llama, Qwen2, Qwen3, Mistral, Gemma, SmolLM), else None."""
+    """The body's layers if they are like a Llama's (Qwen2, Qwen3, Mistral, Gemma, SmolLM), else None."""
     try:
-        plain = [_read(layer, dtype) for layer in body.layers]
-        return (
-            FastLayers(body, plain, dtype=dtype)
-            if all(hasattr(body, n) for n in ("embed_tokens", "rotary_emb", "norm"))
-            else None
-        )
+        return FastLayers(body, dtype=dtype)
     except (AttributeError, TypeError):  # a part is missing, or is not what it is in a Llama
         return None
 
 
 def _read(layer: Any, dtype: torch.dtype) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    gain, eps = _head_norms(attention)
+    projections = [_linear(m, dtype) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
     return _Layer(
         attention_norm=_norm(layer.input_layernorm),
-        query=_linear(attention.q_proj, dtype),
-        key=_linear(attention.k_proj, dtype),
-        value=_linear(attention.v_proj, dtype),
-        out=_linear(attention.o_proj, dtype),
-        head_gain=gain,
-        head_eps=eps,
+        query_key_value=_joined(projections),
+        head_norm=_head_norm(attention),
         scaling=float(attention.scaling),
+        out=_linear(attention.o_proj, dtype),
         mlp_norm=_norm(layer.post_attention_layernorm),
         gate=_linear(mlp.gate_proj, dtype),
         up=_linear(mlp.up_proj, dtype),
@@ -171,29 +170,27 @@ def _linear(module: Any, dtype: torch.dtype) -> _Linear:
     return _Linear(module.weight.to(dtype), None if module.bias is None else module.bias.to(dtype))
 
 
+def _joined(linears: list[_Linear]) -> tuple[_Linear, ...]:
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    if sum(linear.weight.numel() for linear in linears) > _JOINT_WEIGHTS or len(biases) not in (0, len(linears)):
+        return tuple(linears)
+    return (_Linear(torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None),)
+
+
 def _norm(module: Any) -> _Norm:
-    eps = getattr(module, "variance_epsilon", None) or module.eps
-    return _Norm(_gain(module), float(eps))
-
-
-def _gain(module: Any) -> Tensor:
-    """Which of the two conventions for the gain a norm follows, asked of the module itself."""
+    """The module's norm with its gain in the convention the module follows: Gemma stores the difference from 1."""
     weight = module.weight
+    eps = float(getattr(module, "variance_epsilon", None) or module.eps)
     probe = torch.linspace(-2.0, 2.0, weight.shape[0], device=weight.device, dtype=weight.dtype)[None]
+    # Gemma adds its 1 in float32; a narrower sum would not be the body's.
+    candidates = [_Norm(weight, eps), _Norm(1.0 + weight, eps)] if weight.itemsize >= 4 else [_Norm(weight, eps)]
     wanted = module(probe)
-    eps = getattr(module, "variance_epsilon", None) or module.eps
-    candidates = (weight, 1.0 + weight)
-    errors = [float((F.rms_norm(probe, gain.shape, gain, eps) - wanted).abs().max()) for gain in candidates]
-    return candidates[errors.index(min(errors))]
+    return min(candidates, key=lambda norm: float((norm(probe) - wanted).abs().max()))
 
 
-def _head_norms(attention: Any) -> tuple[Tensor | None, float]:
+def _head_norm(attention: Any) -> _Norm | None:
     if not hasattr(attention, "q_norm"):
-        return None, 0.0
-    query, key = _norm(attention.q_norm), _norm(attention.k_norm)
-    width = attention.head_dim
-    query_heads, key_heads = (
-        attention.q_proj.weight.shape[0] // width,
-        attention.k_proj.weight.shape[0] // width,
-    )
-    return torch.cat((query.gain.expand(query_heads, width), key.gain.expand(key_heads, width))), query.eps
+        return None
+    query, key, width = _norm(attention.q_norm), _norm(attention.k_norm), attention.head_dim
+    heads = [m.weight.shape[0] // width for m in (attention.q_proj, attention.k_proj)]
+    return _Norm(torch.cat((query.gain.expand(heads[0], width), key.gain.expand(heads[1], width))), query.eps)

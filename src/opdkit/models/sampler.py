@@ -1,4 +1,4 @@
-"""Sample responses in this process: one prefill per prompt, a key-value cache, rows that leave when they are done.
+"""Sample responses in this process: one prefill per prompt, one key-value cache, rows leave when done.
 
     sampler = LocalSampler(loaded)
     rollouts = sampler.sample(prompts, sampling=cfg.sampling, seed=0, step=3)
@@ -29,7 +29,7 @@ from opdkit.models.draw import Drawn, draw, uniforms
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, RunError, UserError
 
-_REFILL_SHARE = 0.25  # of batch_rows must be free before waiting prompts are prefilled: small prefills cost as much as large
+_REFILL_SHARE = 0.25  # of batch_rows must be free before waiting prompts are prefilled, or prefills are many
 
 
 @dataclass
@@ -45,7 +45,7 @@ class _Row:
 
 
 class LocalSampler:
-    """Draws from a model in this process: the learner's own module, or a copy of it (`copy_of`) that `sync` fills."""
+    """Draws from the learner's own module, or from a copy of it (`copy_of`) that `sync` fills."""
 
     name = "local"
 
@@ -100,8 +100,8 @@ class LocalSampler:
         stops = self._stops(stop_ids if stop_ids is not None else sampling.stop_ids)
         rows = self._rows(prompts, sampling, seed=seed, step=step)
         with _evaluating(self.loaded.model), torch.inference_mode():
-            under_way = _Sampling(self, sampling, needs=needs, stops=stops)
-            under_way.run(rows)
+            under_way = _Sampling(self, rows, sampling, needs=needs, stops=stops)
+            under_way.run()
         return self._rollouts(rows, _by_row(under_way.drawn, rows), sampling, stops)
 
     def _stops(self, given: Sequence[int] | None) -> frozenset[int]:
@@ -136,7 +136,8 @@ class LocalSampler:
         room = self.loaded.max_length - len(prompt.ids)
         if room < 1:
             raise UserError(
-                f"prompt {prompt.id} has {len(prompt.ids)} tokens; {self.loaded.name} reaches {self.loaded.max_length}",
+                f"prompt {prompt.id} has {len(prompt.ids)} tokens, {self.loaded.name} reaches "
+                f"{self.loaded.max_length}",
                 hint="leave out prompts that fill the model's context",
             )
         return room
@@ -169,28 +170,32 @@ class _Sampling:
     """One call of `sample` under way: who waits, who is decoded, what was drawn so far."""
 
     def __init__(
-        self, sampler: LocalSampler, sampling: SamplingConfig, *, needs: Needs, stops: frozenset[int]
+        self,
+        sampler: LocalSampler,
+        rows: Sequence[_Row],
+        sampling: SamplingConfig,
+        *,
+        needs: Needs,
+        stops: frozenset[int],
     ):
         self.head = sampler.loaded.head.at_temperature(sampling.temperature)
         self.sampling, self.needs, self.stops = sampling, needs, stops
         self.device = sampler.loaded.device
         self.decoder = Decoder(
             sampler.loaded,
-            slots=sampling.batch_rows,
+            slots=min(sampling.batch_rows, len(rows)),
             room=sampling.max_tokens,
             compute=sampler.compute,
             fast=sampler.fast,
         )
+        # Longest prompts first: they fit the cache whenever they come, and neighbours are alike.
+        self.waiting = sorted(rows, key=lambda row: -len(row.prompt.ids))
         self.live: list[_Row] = []  # in the order of the decoder's rows
         self.drawn: list[tuple[list[int], Drawn]] = []  # which rows, what they drew
 
-    def run(self, rows: Sequence[_Row]) -> None:
-        """Longest prompts first: they fit the cache whenever they come, and rows decoded together are alike."""
-        waiting = sorted(rows, key=lambda row: -len(row.prompt.ids))
-        while waiting or self.live:
-            fresh = self._next(waiting)
-            if fresh:
-                waiting = waiting[len(fresh) :]
+    def run(self) -> None:
+        while self.waiting or self.live:
+            if fresh := self._next():
                 self._draw(self._prefill(fresh), fresh)
                 self.live += fresh
             else:
@@ -198,13 +203,15 @@ class _Sampling:
                 self._draw(self.decoder.step(tokens), self.live)
             self._drop_finished()
 
-    def _next(self, waiting: Sequence[_Row]) -> Sequence[_Row]:
-        """Whole prompts, so that each is prefilled once, as soon as enough rows are free for the prefill to pay."""
+    def _next(self) -> list[_Row]:
+        """Rows to start now: whole prompts (unless G > batch_rows), so that each is prefilled once."""
         batch, responses = self.sampling.batch_rows, self.sampling.responses
         free = batch - len(self.live)
         if free < batch * _REFILL_SHARE or free < min(responses, batch):
-            return ()
-        return waiting[: free - free % responses or free]
+            return []
+        count = free - free % responses or free
+        fresh, self.waiting = self.waiting[:count], self.waiting[count:]
+        return fresh
 
     def _prefill(self, fresh: Sequence[_Row]) -> Tensor:
         counts = Counter(
@@ -273,7 +280,7 @@ def _narrower(compute: torch.dtype | None, held: torch.dtype) -> torch.dtype | N
 
 
 def _load_state(model: Any, state: Mapping[str, Tensor]) -> None:
-    """Copy weights in place. A tied head may be missing from `state`; nothing else may be missing or unknown."""
+    """Copy weights in place. A tied head may be missing from `state`, nothing else."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= tied, (missing, unexpected)

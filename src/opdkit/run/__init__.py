@@ -3,12 +3,13 @@
 from opdkit.run.checkpoint import Found, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from opdkit.run.environment import environment
 from opdkit.run.folder import RunFolder
-from opdkit.run.signals import Stop
+from opdkit.run.signals import Stop, Stopped
 
 __all__ = [
     "Found",
     "RunFolder",
     "Stop",
+    "Stopped",
     "checkpoints",
     "environment",
     "latest_checkpoint",

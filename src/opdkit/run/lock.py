@@ -22,7 +22,7 @@ def hold_lock(path: Path, *, owner: object) -> weakref.finalize[Any, Any]:
     Raises UserError, naming the holder, when somebody else has the lock.
     """
     fd = _locked(path)
-    release = weakref.finalize(owner, os.close, fd)
+    release = weakref.finalize(owner, _unlock, fd)
     _held[:] = [*(held for held in _held if held.alive), release]
     return release
 
@@ -47,10 +47,19 @@ def _locked(path: Path) -> int:
     return fd
 
 
+def _unlock(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was just forked may still have it open
+    os.close(fd)
+
+
 def _close_inherited() -> None:
-    """A forked child (a grader, a data worker) must not keep the lock alive after its parent was killed."""
+    """A forked child (a grader, a data worker) must not keep the lock alive after its parent was killed.
+
+    Closed, not unlocked: unlocking here would take the lock from the parent.
+    """
     for release in _held:
-        release()
+        if (held := release.detach()) is not None:
+            os.close(held[2][0])
 
 
 os.register_at_fork(after_in_child=_close_inherited)

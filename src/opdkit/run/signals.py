@@ -1,11 +1,17 @@
-"""SIGTERM and Ctrl-C as a wish the loop grants between steps: save, then leave with its exit code."""
+"""SIGTERM and Ctrl-C as a wish the loop grants: at once inside work that can be thrown away, else between steps."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
+
+
+class Stopped(BaseException):
+    """A signal asked for the end. No Exception: what repairs errors on the way must let it pass."""
 
 
 class Stop:
@@ -19,6 +25,7 @@ class Stop:
     def __init__(self) -> None:
         self._first: int | None = None
         self._interrupted = False
+        self._disposable = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,6 +49,21 @@ class Stop:
         self._interrupted |= number == signal.SIGINT
         if self._first is None:
             self._first = number
+
+        if self._disposable:
+            self._disposable = False  # signals that follow must not disturb the clearing up
+            raise Stopped
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Work that may be cut off anywhere and done again later: a signal, also one before, raises Stopped."""
+        try:
+            self._disposable = True
+            if self.requested:
+                raise Stopped
+            yield
+        finally:
+            self._disposable = False
 
     @property
     def requested(self) -> bool:

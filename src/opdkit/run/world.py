@@ -38,6 +38,10 @@ class World:
     def max(self, values: Tensor) -> Tensor:
         return self._reduce(values.to(torch.float64), dist.ReduceOp.MAX)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on at least one rank."""
+        return bool(self.max(torch.tensor([float(flag)])).item())
+
     def _reduce(self, values: Tensor, op: Any) -> Tensor:
         if self.size == 1:
             return values

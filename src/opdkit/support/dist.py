@@ -11,26 +11,11 @@ Letters: N positions, S slots, K top-k width, V vocabulary. Log-probs in nats, f
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-
-class Dist(Protocol):
-    """log-probs of one model at N positions; not `normalised`: `at` gives them up to a constant per row."""
-
-    normalised: bool
-
-    @property
-    def sampled(self) -> Float[Tensor, " N"]: ...
-    @property
-    def entropy(self) -> Float[Tensor, " N"]: ...
-    @property
-    def full(self) -> Float[Tensor, "N V"]: ...
-    def at(self, ids: Int[Tensor, "N S"]) -> Float[Tensor, "N S"]: ...
-    def topk(self, k: int) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]: ...
 
 
 class RowDist:
@@ -171,6 +156,11 @@ class ColumnDist:
 
     def topk(self, k: int) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
         raise LookupError("columns hold no top-k")
+
+
+Dist: TypeAlias = RowDist | StoredDist | ColumnDist
+"""`sampled` [N] · `entropy` [N] · `full` [N, V] · `at(ids [N, S])` [N, S] · `topk(k)` ids and log-probs [N, K]. A property
+or method that the holder cannot answer raises LookupError. `normalised` is False where `at` is up to a constant per row."""
 
 
 def _sent(value: Tensor | None, name: str) -> Tensor:
