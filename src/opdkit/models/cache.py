@@ -79,7 +79,12 @@ class KVCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write one column, [R, H, d]; views of all columns in use, [R, H, C, d], come back."""
-        keys, values, rows, used = self.keys[layer], self.values[layer], len(key), slice(self.low, self.column + 1)
+        keys, values, rows, used = (
+            self.keys[layer],
+            self.values[layer],
+            len(key),
+            slice(self.low, self.column + 1),
+        )
         keys[:rows, :, self.column] = key
         values[:rows, :, self.column] = value
         return keys[:rows, :, used], values[:rows, :, used]

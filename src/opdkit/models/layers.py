@@ -94,7 +94,8 @@ class FastLayers:
     ) -> Float[Tensor, "R D"]:
         """Hidden states after the final norm; writes the cache's current column.
 
-        `position` of the new tokens; an int where all rows have the same. `seen` None: every row sees all columns.
+        `position` of the new tokens; an int where all rows have the same. `seen` None: every row sees all
+        columns.
         """
         hidden = self.embed(tokens)
         cos, sin = self._rotation(position, hidden, reach=cache.column + 1)
@@ -183,9 +184,9 @@ def _norm(module: Any) -> _Norm:
     eps = float(getattr(module, "variance_epsilon", None) or module.eps)
     probe = torch.linspace(-2.0, 2.0, weight.shape[0], device=weight.device, dtype=weight.dtype)[None]
     # Gemma adds its 1 in float32; a narrower sum would not be the body's.
-    candidates = [_Norm(weight, eps), _Norm(1.0 + weight, eps)] if weight.itemsize >= 4 else [_Norm(weight, eps)]
-    wanted = module(probe)
-    return min(candidates, key=lambda norm: float((norm(probe) - wanted).abs().max()))
+    candidates = [_Norm(weight, eps), _Norm(1.0 + weight, eps)] if weight.itemsize >= 4 else [_Norm(weight,
+    eps)] wanted = module(probe) return min(candidates, key=lambda norm: float((norm(probe) -
+    wanted).abs().max()))
 
 
 def _head_norm(attention: Any) -> _Norm | None:

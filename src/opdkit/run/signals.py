@@ -49,7 +49,6 @@ class Stop:
         self._interrupted |= number == signal.SIGINT
         if self._first is None:
             self._first = number
-
         if self._disposable:
             self._disposable = False  # signals that follow must not disturb the clearing up
             raise Stopped

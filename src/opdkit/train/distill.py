@@ -7,6 +7,8 @@ visible `every`. A resumed run continues bit for bit: prompts, random streams an
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,14 +17,15 @@ import torch
 from opdkit.config import Config
 from opdkit.models.load import pick_device
 from opdkit.run.checkpoint import save_checkpoint
-from opdkit.run.signals import Stop
+from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import load_task
 from opdkit.train.collate import collate
 from opdkit.train.evaluate import evaluate
-from opdkit.train.record import metrics_row, rollout_rows
+from opdkit.train.learner import Update
+from opdkit.train.record import interleaved, metrics_row, rollout_rows
 from opdkit.train.stage import Stage, set_stage
-from opdkit.types import Finding
+from opdkit.types import Finding, Rollout
 
 
 class Talk(Protocol):
@@ -51,59 +54,97 @@ def distill(config: Config, *, resume: Path | None = None, talk: Talk | None = N
     world = World(pick_device(config.device))
     try:
         with Stop() as stop, load_task(config.task) as task:
-            stage = set_stage(config, world=world, task=task, resume=resume)
-            return _loop(stage, stop, (talk if world.main else None) or Silent())
+            stage = set_stage(config, world=world, task=task, stop=stop, resume=resume)
+            with stage.folder or nullcontext():
+                return _loop(stage, stop, (talk if world.main else None) or Silent())
     finally:
         world.close()
 
 
 def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
-    cfg, feed, learner, teacher, objective = stage.config, stage.feed, stage.learner, stage.teacher, stage.plan.objective
+    cfg, feed, learner, teacher, objective = (
+        stage.config,
+        stage.feed,
+        stage.learner,
+        stage.teacher,
+        stage.plan.objective,
+    )
+    done = saved = stage.start
+    _open(stage, talk)
     feed.publish(learner)
-    if stage.start == 0:
-        for finding in stage.findings:
-            _tell(stage, finding, talk)
-        _examine(stage, 0, talk, due=cfg.eval.at_ends)
-    began = time.perf_counter()
-    for step, rollouts, scores in feed:
-        done = step + 1
-        with feed.timed("update"):
-            batch = collate(
-                rollouts,
-                scores,
-                measured_positions=cfg.diagnostics.positions,
-                seed=cfg.seed,
-                step=step,
-                early_ids=feed.early_ids(rollouts, scores),
-                early_source=stage.plan.early_ids or "sampler",
-            )
-            signal = objective.prepare(batch)
-            update = learner.update(batch, signal, objective=objective, teacher_head=teacher.head, step=step)
-        feed.publish(learner)  # unchanged after a skipped step
-        _refresh_teacher(stage, done)
-
-        seconds = {**feed.seconds, "step": time.perf_counter() - began}
-        row = metrics_row(
-            done, update, rollouts, learner=learner, seconds=seconds, rows=stage.plan.rows, ks=cfg.diagnostics.ks
-        )
-        if stage.folder is not None:
-            stage.folder.log_metrics(done, row)
-            if due(done, cfg.save.rollouts_every):
-                stage.folder.log_rollouts(done, rollout_rows(done, rollouts[: cfg.save.rollouts], update))
-        talk.step(row, cfg.steps)
-        for finding in _step_findings(stage, done, skipped=update.skipped, row=row):
-            _tell(stage, finding, talk)
-
-        last = done == cfg.steps
-        _examine(stage, done, talk, due=due(done, cfg.eval.every) or (last and cfg.eval.at_ends))
-        stopping = _stopping(stage, stop)
-        if due(done, cfg.save.every) or last or stopping:
-            save(stage, done)
-        if stopping and not last:
-            talk.note(f"stopped by a signal after step {done}, saved; go on with: opd train --resume {cfg.run}")
-            return int(stop.exit_code)
+    try:
+        _examine(stage, done, talk)                 # before the first step, or what a stopped run left out
         began = time.perf_counter()
+        for step, rollouts, scores in feed:
+            done = step + 1
+            with feed.timed("update"):
+                batch = collate(
+                    rollouts,
+                    scores,
+                    measured_positions=cfg.diagnostics.positions,
+                    seed=cfg.seed,
+                    step=step,
+                    early_ids=feed.early_ids(rollouts, scores),
+                    early_source=stage.plan.early_ids or "sampler",
+                )
+                signal = objective.prepare(batch)
+                update = learner.update(
+                    batch, signal, objective=objective, teacher_head=teacher.head, step=step
+                )
+            feed.publish(learner)                   # unchanged after a skipped step
+            _refresh_teacher(stage, done)
+
+            seconds = {**feed.seconds, "step": time.perf_counter() - began}
+            row = metrics_row(
+                done,
+                update,
+                rollouts,
+                learner=learner,
+                seconds=seconds,
+                rows=stage.plan.rows,
+                ks=cfg.diagnostics.ks,
+            )
+            if stage.folder is not None:
+                stage.folder.log_metrics(done, row)
+            if due(done, cfg.save.rollouts_every):
+                _keep_rollouts(stage, done, rollouts, update)
+            talk.step(row, cfg.steps)
+            for finding in _step_findings(stage, done, skipped=update.skipped, row=row):
+                _tell(stage, finding, talk)
+
+            if due(done, cfg.save.every) or done == cfg.steps:
+                save(stage, done)
+                saved = done
+            _examine(stage, done, talk)             # after saving: an examination that is cut off costs no step
+            if done < cfg.steps and stage.world.any(stop.requested):
+                raise Stopped
+            began = time.perf_counter()
+    except Stopped:
+        if done > saved:
+            save(stage, done)
+        talk.note(_farewell(cfg, done))
+        return stop.exit_code
     return 0
+
+
+def _open(stage: Stage, talk: Talk) -> None:
+    """What is known before the first step, each finding written once however often the run is resumed."""
+    cfg, start = stage.config, stage.start
+    written = [] if stage.folder is None else [(f["name"], f["message"]) for f in stage.folder.read_findings()]
+    for finding in stage.findings:
+        if (finding.name, finding.message) not in written:
+            _tell(stage, finding, talk)
+    if start == cfg.steps:
+        talk.note(
+            f"complete: {start} of {cfg.steps} steps are done; for more: opd train --resume {cfg.run} steps={2 * start}"
+        )
+    elif start > 0:
+        talk.note(f"going on after step {start}")
+
+
+def _farewell(cfg: Config, done: int) -> str:
+    where = f"after step {done}, saved" if done else "before the first step"
+    return f"stopped by a signal {where}; go on with: opd train --resume {cfg.run}"
 
 
 def due(step: int, every: int) -> bool:
@@ -134,18 +175,34 @@ def save(stage: Stage, done: int) -> None:
     stage.world.barrier()
 
 
-def _examine(stage: Stage, done: int, talk: Talk, *, due: bool) -> None:
-    """Evaluate the published student on the held-out prompts, if there are any."""
-    if not due or not stage.exam:
-        return
+def _examine(stage: Stage, done: int, talk: Talk) -> None:
+    """Evaluate the published student on the held-out prompts, if it is time and was not done before a resume."""
     cfg = stage.config
+    if not stage.exam or not _exam_due(cfg, done):
+        return
+    folder = stage.folder
+    if stage.world.any(folder is not None and any(row["step"] == done for row in folder.read_eval())):
+        return
     row = evaluate(
         stage.sampler, stage.task, stage.exam, cfg=cfg.eval, sampling=cfg.sampling, seed=cfg.seed, world=stage.world
     )
     row = {"step": done, **row}
-    if stage.folder is not None and not any(old["step"] == done for old in stage.folder.read_eval()):
-        stage.folder.log_eval(row)
+    if folder is not None:
+        folder.log_eval(row)
     talk.evaluation(row)
+
+
+def _exam_due(cfg: Config, done: int) -> bool:
+    return (done > 0 and due(done, cfg.eval.every)) or (cfg.eval.at_ends and done in (0, cfg.steps))
+
+
+def _keep_rollouts(stage: Stage, done: int, rollouts: Sequence[Rollout], update: Update) -> None:
+    """The step's first rollouts, the same ones under any world size. A collective."""
+    most, group = stage.config.save.rollouts, stage.config.sampling.responses
+    rows = rollout_rows(done, rollouts, update)[: most + group]
+    everyone = interleaved(stage.world.gather(rows), group=group)[:most]
+    if stage.folder is not None:
+        stage.folder.log_rollouts(done, everyone)
 
 
 def _refresh_teacher(stage: Stage, done: int) -> None:
@@ -153,11 +210,6 @@ def _refresh_teacher(stage: Stage, done: int) -> None:
     cfg = stage.config.teacher
     if cfg.type == "self" and due(done, cfg.every):
         stage.teacher.adopt(stage.learner.weights())
-
-
-def _stopping(stage: Stage, stop: Stop) -> bool:
-    """A signal to any rank stops all of them at the same step."""
-    return bool(stage.world.max(torch.tensor([float(stop.requested)])).item())
 
 
 def _step_findings(stage: Stage, done: int, *, skipped: bool, row: dict[str, float]) -> list[Finding]:
@@ -174,7 +226,7 @@ def _step_findings(stage: Stage, done: int, *, skipped: bool, row: dict[str, flo
                 step=done,
             )
         )
-    if done == stage.start + 1 and stage.teacher.rounding_kl is not None:
+    if done == 1 and stage.teacher.rounding_kl is not None:
         found.append(
             Finding(
                 name="teacher_rounding",

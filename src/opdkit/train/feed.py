@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import Config
+from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
 from opdkit.train.plan import Plan
@@ -99,6 +100,29 @@ class Feed:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Stoppable:
+    """A sampler that a signal cuts short, on all ranks at once: what was drawn so far is thrown away.
+
+    Rollouts are a function of (weights, seed, step), so a resumed run draws the same ones. The longest part of a step
+    and of an evaluation need not end first, and a scheduler's grace of some seconds is enough.
+    """
+
+    def __init__(self, sampler: Any, stop: Stop, world: World):
+        self.sampler, self.stop, self.world = sampler, stop, world
+
+    def sample(self, prompts: Sequence[Prompt], **settings: Any) -> list[Rollout]:
+        """As the sampler does. Raises Stopped when a signal came to any rank."""
+        drawn: list[Rollout] = []
+        with suppress(Stopped), self.stop.interrupting():
+            drawn = self.sampler.sample(prompts, **settings)
+        if self.world.any(self.stop.requested):
+            raise Stopped
+        return drawn
+
+    def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
+        self.sampler.sync(state, version=version)
 
 
 def _distinct(prompts: Sequence[Prompt], i: int) -> Prompt:

@@ -95,6 +95,16 @@ def rollout_rows(done: int, rollouts: Sequence[Rollout], update: Update) -> list
     ]
 
 
+def interleaved(parts: Sequence[Sequence[Any]], *, group: int) -> list[Any]:
+    """Rows of all ranks in the order of prompts: rank r has every size-th prompt, `group` rows for each.
+
+    >>> interleaved([["a0", "a1", "c0", "c1"], ["b0", "b1"]], group=2)
+    ['a0', 'a1', 'b0', 'b1', 'c0', 'c1']
+    """
+    most = max(len(part) for part in parts)
+    return [row for first in range(0, most, group) for part in parts for row in part[first : first + group]]
+
+
 def _finite(value: float) -> float | None:
     return value if value == value else None
 

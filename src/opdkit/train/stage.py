@@ -20,12 +20,13 @@ from opdkit.models.student import Student
 from opdkit.models.teacher import LocalTeacher, frozen_copy
 from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
 from opdkit.run.folder import RunFolder, environment
+from opdkit.run.signals import Stop
 from opdkit.run.world import World
 from opdkit.tasks import encode, fit
-from opdkit.train.feed import Feed
+from opdkit.train.feed import Feed, Stoppable
 from opdkit.train.learner import COMPUTE, Learner
 from opdkit.train.plan import Plan, make_plan
-from opdkit.types import Finding, Prompt
+from opdkit.types import Finding, Prompt, UserError
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,47 @@ class Stage:
     folder: RunFolder | None
     start: int
     learner: Learner
-    sampler: LocalSampler
+    sampler: Stoppable
     teacher: LocalTeacher
     feed: Feed
     findings: tuple[Finding, ...]
 
 
-def set_stage(config: Config, *, world: World, task: Any, resume: Path | None = None) -> Stage:
+def set_stage(
+    config: Config, *, world: World, task: Any, stop: Stop, resume: Path | None = None
+) -> Stage:
     """Raises UserError for input that cannot work, before weights are read and before the run folder exists."""
     plan = make_plan(config)
     prompts, exam, findings = encoded_prompts(config, task, plan)
     folder = _open_folder(config, resume, world)
-    saved = _saved(resume) if resume is not None else None
+    try:
+        saved, skipped = _saved(config, resume) if resume is not None else (None, ())
+        if resume is not None and folder is not None:
+            _rewind(folder, config, saved)
+        return _set(config, plan, world, stop, task, prompts, exam, folder, saved, (*findings, *skipped))
+    except BaseException:
+        if folder is not None:
+            folder.close()
+        raise
+
+
+def _set(
+    config: Config,
+    plan: Plan,
+    world: World,
+    stop: Stop,
+    task: Any,
+    prompts: Sequence[Prompt],
+    exam: Sequence[Prompt],
+    folder: RunFolder | None,
+    saved: Saved | None,
+    findings: tuple[Finding, ...],
+) -> Stage:
+    """The part that reads weights."""
     start = saved.step if saved is not None else 0
-    if resume is not None and folder is not None:
-        folder.rewind(start)
     loaded = _student_model(config, plan, world, saved)
     teacher = _teacher(config, plan, world, loaded, saved)
-    sampler = _sampler(config, loaded, world)
+    sampler = Stoppable(_sampler(config, loaded, world), stop, world)
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
@@ -82,9 +106,7 @@ def set_stage(config: Config, *, world: World, task: Any, resume: Path | None = 
         start=start,
         teacher_prompt_ids=_teacher_prompt_ids(config, prompts, plan),
     )
-    return Stage(
-        config, plan, world, task, exam, folder, start, learner, sampler, teacher, feed, tuple(findings)
-    )
+    return Stage(config, plan, world, task, exam, folder, start, learner, sampler, teacher, feed, findings)
 
 
 def encoded_prompts(config: Config, task: Any, plan: Plan) -> tuple[list[Prompt], list[Prompt], list[Finding]]:
@@ -134,13 +156,36 @@ def _open_folder(config: Config, resume: Path | None, world: World) -> RunFolder
     return folder
 
 
-def _saved(resume: Path) -> Saved | None:
-    """The newest complete checkpoint; None when the run was killed before its first, so that it starts from step 0."""
+def _saved(config: Config, resume: Path) -> tuple[Saved | None, tuple[Finding, ...]]:
+    """The newest complete checkpoint, and what is told about damaged ones; None when the run was killed before its
+    first, so that it starts from step 0."""
     found = latest_checkpoint(resume / "checkpoints")
     if found is None:
-        return None
+        return None, ()
+    if found.step > config.steps:
+        raise UserError(
+            f"{resume} has a checkpoint after step {found.step}, and steps = {config.steps} lies before it",
+            hint=f"opd train --resume {resume} steps={found.step}",
+        )
     tensors, state = load_checkpoint(found.path)
-    return Saved(path=found.path, step=found.step, tensors=tensors, state=state)
+    return Saved(path=found.path, step=found.step, tensors=tensors, state=state), tuple(
+        Finding(
+            name="checkpoint_damaged",
+            severity="warning",
+            message=f"checkpoint {why}; going on from step {found.step} instead",
+            remedy=f"ls -l {resume / 'checkpoints'}",
+            step=found.step,
+        )
+        for why in found.skipped
+    )
+
+
+def _rewind(folder: RunFolder, config: Config, saved: Saved | None) -> None:
+    """The folder as it was at the checkpoint; config.toml as it is from now on (more steps, another `eval.every`)."""
+    folder.rewind(saved.step if saved is not None else -1)      # -1: also what was told before the first step
+    text = dump_toml(config)
+    if folder.read_text("config.toml") != text:
+        folder.write_text("config.toml", text)
 
 
 def _student_model(config: Config, plan: Plan, world: World, saved: Saved | None) -> LoadedModel:
