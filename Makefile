@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints/ci.txt
 SMOLLM2 ?= .cache/smollm2-135m
+JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: install demo test check bench clean smollm2 test-peers test-engines test-gpu help
@@ -29,7 +30,7 @@ demo: install smollm2
 
 ## make test          the whole test suite (make test-fast leaves out the real model)
 test: install smollm2
-	OPD_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest tests
+	OPD_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest tests -n $(JOBS) --dist loadscope
 test-fast: install
 	$(BIN)/python -m pytest tests -m "not real"
 

@@ -359,7 +359,8 @@ def main() -> int:
         found = result[name] = compare(given.assets, part)
         told = found["agreement"]
         print(
-            f"{name:8} TRL / ours {found['ratio']['median']:.2f} ({found['ratio']['min']:.2f} to {found['ratio']['max']:.2f})"
+            f"{name:8} TRL / ours {found['ratio']['median']:.2f} ({found['ratio']['min']:.2f} to {found['ratio']['max']:.2f},"
+            f" processor time {found['ratio_of_processor_time']['median']:.2f})"
             f"  s/step {found['seconds_trl']['median']:.3f} / {found['seconds_ours']['median']:.3f}"
             f"  loss on TRL's tokens {told['loss_trl']:.7f} / {told['loss_ours']:.7f}"
             f" {'agrees' if told['agrees'] else 'DIFFERS'}",

@@ -556,11 +556,11 @@ def sign(path: Path, more: dict[str, Any]) -> None:
 
 
 def test_symlinks_are_refused(place: Path, tmp_path: Path) -> None:
-    save(place, 1)
-    outside = tmp_path / "outside"
-    shutil.copytree(place / "step_1", outside / "step_2")
+    for step in (1, 2, 3):
+        save(place, step, keep=3)
+    (outside := tmp_path / "outside").mkdir()
+    shutil.move(place / "step_2", outside / "step_2")  # whole, but elsewhere
     (place / "step_2").symlink_to(outside / "step_2")
-    shutil.copytree(place / "step_1", place / "step_3")
     shutil.move(place / "step_3" / "model", outside / "model")
     (place / "step_3" / "model").symlink_to(outside / "model")
     found = latest_checkpoint(place)

@@ -1,8 +1,11 @@
-"""Commands of `opd`. stdout is data, stderr is talk; exit codes: 0 done, 1 the run failed, 2 the input is wrong."""
+"""Commands of `opd`. stdout is data, stderr is talk.
+
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 and 143 stopped by a signal after saving.
+"""
 
 from __future__ import annotations
 
-import errno
+import difflib
 import json
 import os
 import sys
@@ -11,7 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from opdkit.types import RunError, UserError
+from opdkit.cli.errors import going_on, leave
+from opdkit.types import UserError
 
 app = typer.Typer(
     name="opd",
@@ -20,11 +24,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="On-policy distillation: train a student on its own rollouts against a teacher, and know what is going on.",
+    help="On-policy distillation: a student learns from a teacher on its own rollouts, and you see how it goes.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Override a config value: optim.lr=1e-5.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Override a config value: optim.lr=1e-5.")
+]
 
 
 def main() -> NoReturn:
@@ -33,49 +39,8 @@ def main() -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except UserError as error:
-        _fail(str(error), error.hint, code=2)
-    except RunError as error:
-        _fail(str(error), error.hint, code=1)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", "what was saved stays: opd train --resume RUN", code=130)
-    except OSError as error:
-        _fail(*_system(error), code=1)
-    except Exception as error:
-        _unexpected(error)
-
-
-def _unexpected(error: Exception) -> NoReturn:
-    """click's usage errors say what is wrong themselves; anything else is a defect of ours, told without a wall of text."""
-    show = getattr(error, "show", None)
-    if callable(show) and hasattr(error, "exit_code"):
-        show()
-        sys.exit(error.exit_code)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        _fail(f"out of memory: {_first_line(error)}", "lower learner.batch_tokens or sampling.batch_rows; then opd train --resume RUN", code=1)
-    if os.environ.get("OPD_TRACEBACK"):
-        raise error
-    _fail(f"{type(error).__name__}: {_first_line(error)}", "a defect of opdkit; OPD_TRACEBACK=1 shows where", code=1)
-
-
-def _system(error: OSError) -> tuple[str, str]:
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no space left to write{where}: {error.strerror}", "free some space, then opd train --resume RUN"
-    return f"{error.strerror or error}{where}", "check that the path exists and may be written"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__
-
-
-def _fail(message: str, hint: str, *, code: int) -> NoReturn:
-    if int(os.environ.get("RANK", "0")) == 0 or code == 1:
-        print(f"error: {message}\nhint:  {hint}", file=sys.stderr)
-    sys.exit(code)
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error)
 
 
 @app.callback(invoke_without_command=True)
@@ -92,7 +57,9 @@ def train(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A TOML file.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.")] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Show every value and where it came from; train nothing.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show every value and where it came from; train nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the student of CONFIG on its own rollouts; everything goes to the run folder (run=DIR)."""
@@ -106,7 +73,7 @@ def train(
             raise UserError("no CONFIG was given", hint="opd train CONFIG.toml, or opd train --resume RUN")
         resolved = load_config(path, changes)
     if print_config:
-        _print_config(resolved, path, changes, as_json)
+        _print_config(resolved, path if resume is None else resume / "config.toml", changes, as_json)
         return
     from opdkit.cli.printer import Printer
 
@@ -114,7 +81,7 @@ def train(
     printer.start(resolved, resume)
     from opdkit.train import STORIES
 
-    with printer:
+    with printer, going_on(resolved.run):
         code = STORIES[resolved.story](resolved, resume=resume, talk=printer)
     if int(os.environ.get("RANK", "0")) == 0:
         if as_json:
@@ -126,17 +93,24 @@ def train(
 
 @app.command("eval")
 def evaluate_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, model folder, or a checkpoint's model/ folder.")],
-    task: Annotated[str, typer.Option("--task", metavar="FILE", help="A config with a [task], or a prompt file with answers.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id, model folder, or a checkpoint's model/ folder.")
+    ],
+    task: Annotated[
+        str,
+        typer.Option("--task", metavar="FILE", help="A config with a [task], or a prompt file with answers."),
+    ],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """avg@k, unbiased pass@k, a 95% interval over problems, truncated answers apart."""
     from opdkit.config import load_config
+    from opdkit.config.load import read_toml
 
     changes = [f"student.model={json.dumps(model)}", *(overrides or [])]
     if Path(task).suffix == ".toml":
-        config = load_config(Path(task), changes)
+        teacher = [] if "teacher" in read_toml(Path(task)) else ["teacher.type=self"]  # not read here
+        config = load_config(Path(task), [*teacher, *changes])
     else:
         fixed = ["teacher.type=self", f"task.path={json.dumps(task)}", f"task.eval_path={json.dumps(task)}"]
         config = load_config(None, [*fixed, *changes])
@@ -154,7 +128,9 @@ def evaluate_model(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are overlaid.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write the page; by default report.html in the first run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the page; by default report.html in the first run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """One self-contained HTML page that explains a run, or compares several."""
@@ -185,14 +161,26 @@ def _resumed(run: Path, path: Path | None, changes: list[str]) -> Any:
         if not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"{key} cannot change in a resumed run: it would not be the same run",
-                hint=f"these may: {', '.join(MAY_CHANGE)}; or begin a new run with run=DIR",
+                hint=f"leave it out ({', '.join(MAY_CHANGE)} may change), or begin a new run: run=DIR",
             )
     if not (run / "config.toml").is_file():
-        raise UserError(f"{run} is not a run folder: no config.toml in it", hint="name the folder that run=… named")
+        what = "is not a run folder: no config.toml in it" if run.is_dir() else "is not there"
+        raise UserError(f"{run} {what}", hint=_near_run(run))
     config = load_config(run / "config.toml", [*changes, f"run={json.dumps(str(run))}"])
     if config.optim.schedule == "cosine" and any(key == "steps" for key, _ in parse_overrides(changes)):
-        raise UserError("steps shapes the cosine schedule, so it cannot change in a resumed run", hint="resume without steps=")
+        raise UserError(
+            "steps shapes the cosine schedule, so it cannot change in a resumed run",
+            hint="resume without steps=",
+        )
     return config
+
+
+def _near_run(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path(".")
+    runs = [p for p in [*folder.glob("*/config.toml"), *Path("runs").glob("*/config.toml")]]
+    near = difflib.get_close_matches(path.name, [p.parent.name for p in runs], n=1, cutoff=0.4)
+    found = next((p.parent for p in runs if near and p.parent.name == near[0]), None)
+    return "name the folder that run=… named" if found is None else f"did you mean {found}?"
 
 
 def _print_config(config: Any, path: Path | None, changes: list[str], as_json: bool) -> None:
@@ -200,10 +188,15 @@ def _print_config(config: Any, path: Path | None, changes: list[str], as_json: b
 
     rows = explain(config, path, changes)
     if as_json:
-        print(json.dumps({key: {"value": value, "source": source} for key, value, source in rows}, default=str))
+        print(
+            json.dumps({key: {"value": value, "source": source} for key, value, source in rows}, default=str)
+        )
         return
     width = max(len(key) for key, _, _ in rows)
-    shown = [(key, "unset" if value is None else json.dumps(value, default=str), source) for key, value, source in rows]
+    shown = [
+        (key, "unset" if value is None else json.dumps(value, default=str), source)
+        for key, value, source in rows
+    ]
     middle = min(48, max(len(value) for _, value, _ in shown))
     for key, value, source in shown:
         print(f"{key:{width}}  {value:{middle}}  # {source}")

@@ -1,4 +1,4 @@
-"""What a person sees while a run runs: a progress bar and aligned lines on a terminal, plain lines elsewhere. On stderr."""
+"""What a person sees of a run, on stderr: a progress bar on a terminal, and one aligned line per step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class Printer:
     def start(self, config: Any, resume: Path | None) -> None:
         teacher = getattr(config.teacher, "model", "its own earlier copy")
         verb = f"going on with {resume}" if resume is not None else f"run folder {config.run}"
-        self.note(f"{config.student.model} learns from {teacher} · objective {config.objective.preset} · {config.steps} steps · {verb}")
+        self.note(
+            f"{config.student.model} learns from {teacher} · objective {config.objective.preset} · "
+            f"{config.steps} steps · {verb}"
+        )
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -54,7 +57,9 @@ class Printer:
         if not self._headed:
             self._print("  step  " + "  ".join(self._wide(heading, form) for _, heading, form in COLUMNS))
             self._headed = True
-        cells = [form.format(row[name]) if name in row else self._wide("-", form) for name, _, form in COLUMNS]
+        cells = [
+            form.format(row[name]) if name in row else self._wide("-", form) for name, _, form in COLUMNS
+        ]
         self._print(f"{int(row['step']):6d}  " + "  ".join(cells))
 
     def evaluation(self, row: dict[str, Any]) -> None:
@@ -70,7 +75,11 @@ class Printer:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+                TextColumn("step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
             )
             self._bar.start()
             self._task = self._bar.add_task("steps", total=steps)
@@ -90,7 +99,8 @@ class Printer:
 def evaluation_lines(row: dict[str, Any]) -> list[str]:
     """An evaluation in words.
 
-    >>> evaluation_lines({"problems": 2, "responses": 1, "response_length": 3.0, "truncated_fraction": 0.5, "graded": False})
+    >>> row = {"problems": 2, "responses": 1, "response_length": 3.0, "truncated_fraction": 0.5}
+    >>> evaluation_lines({**row, "graded": False})
     ['2 problems x 1 responses', 'no grader, so nothing about accuracy', 'length 3.0 tokens, truncated 50.0%']
     """
     lines = [f"{row['problems']} problems x {row['responses']} responses"]
@@ -101,8 +111,13 @@ def evaluation_lines(row: dict[str, Any]) -> list[str]:
         if row["ungraded_fraction"]:
             lines.append(f"grading failed on {row['ungraded_fraction']:.1%}, counted as not passed")
         if row["truncated_correct_fraction"]:
-            lines.append(f"cut off with the right answer in it, counted as not passed: {row['truncated_correct_fraction']:.1%}")
+            lines.append(
+                "cut off with the right answer in it, counted as not passed: "
+                f"{row['truncated_correct_fraction']:.1%}"
+            )
     else:
         lines.append("no grader, so nothing about accuracy")
     lines.append(f"length {row['response_length']:.1f} tokens, truncated {row['truncated_fraction']:.1%}")
+    if row.get("prompts_dropped"):
+        lines.append(f"{row['prompts_dropped']} prompts left no room for a response and were left out")
     return lines

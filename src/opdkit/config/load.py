@@ -23,17 +23,22 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     data = read_toml(path) if path is not None else {}
     if path is not None:
         data = _resolve_paths(data, path.parent)
-    for key, value in parse_overrides(overrides):
+    changes = parse_overrides(overrides)
+    for key, value in changes:
         _set(data, key, value)
-    return build(data, origin=str(path) if path is not None else "the command line")
+    typed = [key for key, _ in changes]
+    return build(data, origin=str(path) if path is not None else TYPED, typed=typed)
 
 
-def build(data: Mapping[str, Any], *, origin: str) -> Config:
-    """A Config from plain data; `origin` names the source in errors."""
+TYPED = "the command line"
+
+
+def build(data: Mapping[str, Any], *, origin: str, typed: Sequence[str] = ()) -> Config:
+    """A Config from plain data; `origin` names the source in errors, but for keys that were `typed`."""
     try:
         return Config.model_validate(dict(data))
     except ValidationError as error:
-        raise _explained(error, origin) from None
+        raise _explained(error, origin, typed) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -91,19 +96,21 @@ def dump_toml(config: Config) -> str:
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-def _explained(error: ValidationError, origin: str) -> UserError:
+def _explained(error: ValidationError, origin: str, typed: Sequence[str]) -> UserError:
     errors = error.errors(include_url=False)
     # a misspelt key also makes the right one missing; the misspelling is the better news
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where = [part for part in first["loc"] if isinstance(part, str)]
+    name = ".".join(_without_tags(where)) or "the configuration"
+    if any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for key in typed):
+        origin = TYPED
     if first["type"] == "extra_forbidden":
         return _unknown_key(where, origin)
-    name = ".".join(_without_tags(where)) or "the configuration"
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
-        return UserError(f"{name} is missing in {origin}", hint=f"give it on the command line: {name}=…")
+        return UserError(f"{name} is missing{_in(origin)}", hint=f"give it on the command line: {name}=…")
     if first["type"] == "union_tag_invalid":
         return UserError(
-            f"{name}.type = {first['ctx']['tag']!r} is unknown in {origin}",
+            f"{name}.type = {first['ctx']['tag']!r} is unknown{_in(origin)}",
             hint=f"it may be {first['ctx']['expected_tags']}",
         )
     problem = (
@@ -111,6 +118,8 @@ def _explained(error: ValidationError, origin: str) -> UserError:
     )
     message, _, remedy = problem.partition(" (use ")
     hint = f"change {name} in {origin}, or override it: {name}=…"
+    if origin == TYPED:
+        hint = f"write another value: {name}=…"
     if remedy:  # our own validators end in it
         hint = f"use {remedy.removesuffix(')')}"
     shown = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
@@ -122,9 +131,21 @@ def _unknown_key(where: list[str], origin: str) -> UserError:
     fields = _fields_at(where[:-1])
     place = ".".join(_without_tags(where))
     near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-    if near:
-        return UserError(f"unknown key '{place}' in {origin}", hint=f"did you mean '{near[0]}'?")
-    return UserError(f"unknown key '{place}' in {origin}", hint=f"known here: {', '.join(sorted(fields))}")
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(fields))}"
+    tag = where[-2] if len(where) == 3 and len(_without_tags(where)) == 2 else None
+    if tag is not None and key in _all_fields(where[0]):  # of another type: what teacher.type=self leaves
+        table = f'{where[0]}={{ type = "{tag}" }}'
+        return UserError(f"'{place}' is no key of type {tag!r}", hint=f"replace the whole table: '{table}'")
+    return UserError(f"unknown key '{place}'{_in(origin)}", hint=hint)
+
+
+def _in(origin: str) -> str:
+    return f" on {origin}" if origin == TYPED else f" in {origin}"
+
+
+def _all_fields(union: str) -> set[str]:
+    """Field names of every member of a tagged union: `teacher` or `task`."""
+    return {name for r in _records_in(Config.model_fields[union].annotation) for name in r.model_fields}
 
 
 def _fields_at(where: Sequence[str]) -> list[str]:

@@ -54,14 +54,14 @@ class Head:
     def at_temperature(self, temperature: float) -> Head:
         return replace(self, temperature=temperature)
 
+    def used(self, dtype: torch.dtype) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
+        """Weight and bias of the rows in use, in the dtype of the arithmetic."""
+        bias = self.bias
+        return self.weight[: self.rows].to(dtype), None if bias is None else bias[: self.rows].to(dtype)
+
     def raw(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """h Wᵀ + b over the rows in use, in the dtype of `hidden`."""
-        bias = self.bias
-        return nn.functional.linear(
-            hidden,
-            self.weight[: self.rows].to(hidden.dtype),
-            None if bias is None else bias[: self.rows].to(hidden.dtype),
-        )
+        return nn.functional.linear(hidden, *self.used(hidden.dtype))
 
     def finish(self, raw: Tensor) -> Tensor:
         """Scale, cap, temperature; float32 or wider from here on."""
@@ -96,7 +96,8 @@ def fused_loss(
     hidden: Float[Tensor, "N D"], head: Head, loss: ChunkLoss, *, chunk_rows: int = 0
 ) -> Float[Tensor, ""]:
     """Σ over chunks of `loss`, differentiable to `hidden` and to the head's weight and bias, once."""
-    return _Fused.apply(hidden, head.weight, head.bias, head, loss, head.chunk_rows(chunk_rows))
+    weight, bias = _wanted(head)
+    return _Fused.apply(hidden, weight, bias, head, loss, head.chunk_rows(chunk_rows))
 
 
 def columns_loss(
@@ -105,7 +106,15 @@ def columns_loss(
     """Like `fused_loss`, but `loss` sees [n, S] logits at `ids`; only those rows are read and pushed."""
     gathered = 4 * ids.shape[-1] * hidden.shape[-1]
     rows = chunk_rows or max(16, CHUNK_BYTES["cpu"] // (2 * gathered))
-    return _Columns.apply(hidden, head.weight, head.bias, head, ids, loss, rows)
+    weight, bias = _wanted(head)
+    return _Columns.apply(hidden, weight, bias, head, ids, loss, rows)
+
+
+def _wanted(head: Head) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as the loss takes them: under no_grad nobody will ask for their gradients, so none are built."""
+    if torch.is_grad_enabled():
+        return head.weight, head.bias
+    return head.weight.detach(), None if head.bias is None else head.bias.detach()
 
 
 def chunks(count: int, rows: int) -> Iterator[slice]:
@@ -119,11 +128,11 @@ class _Fused(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, loss: ChunkLoss, rows: int
     ) -> Tensor:
         grads = _Gradients(ctx, hidden, weight, bias)
-        used = weight[: head.rows].to(hidden.dtype)
+        used, used_bias = head.used(hidden.dtype)  # cast once, not once a chunk
         total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
         with torch.autocast(hidden.device.type, enabled=False):
             for part in chunks(hidden.shape[0], rows):
-                raw = head.raw(hidden[part])
+                raw = nn.functional.linear(hidden[part], used, used_bias)
                 value, d_raw = _value_and_grad(raw, head, loss, part, wants_grad=grads.any)
                 total += value
                 if grads.hidden is not None:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from opdkit.models.cache import KVCache
 
-
 _JOINT_WEIGHTS = 1 << 20  # weights of up to so many entries are joined: one product costs less than three
 
 
@@ -30,7 +29,7 @@ class _Norm:
     def __init__(self, gain: Tensor, eps: float):
         self.gain, self.eps = gain, eps
         width = gain.shape[-1]
-        # Four small operators instead of the eight torch runs on a CPU; a GPU has one kernel, bf16 needs its sums.
+        # Four operators instead of torch's eight on a CPU; a GPU has one kernel, bf16 needs its sums.
         self.by_hand = gain.device.type == "cpu" and gain.itemsize >= 4
         self.scaled_gain, self.floor = gain * width**0.5, gain.new_tensor((width * eps) ** 0.5)
 
@@ -173,20 +172,23 @@ def _linear(module: Any, dtype: torch.dtype) -> _Linear:
 
 def _joined(linears: list[_Linear]) -> tuple[_Linear, ...]:
     biases = [linear.bias for linear in linears if linear.bias is not None]
-    if sum(linear.weight.numel() for linear in linears) > _JOINT_WEIGHTS or len(biases) not in (0, len(linears)):
+    large = sum(linear.weight.numel() for linear in linears) > _JOINT_WEIGHTS
+    if large or len(biases) not in (0, len(linears)):
         return tuple(linears)
-    return (_Linear(torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None),)
+    weight = torch.cat([linear.weight for linear in linears])
+    return (_Linear(weight, torch.cat(biases) if biases else None),)
 
 
 def _norm(module: Any) -> _Norm:
-    """The module's norm with its gain in the convention the module follows: Gemma stores the difference from 1."""
+    """The module's norm, its gain as the module means it: Gemma stores the difference from 1."""
     weight = module.weight
     eps = float(getattr(module, "variance_epsilon", None) or module.eps)
     probe = torch.linspace(-2.0, 2.0, weight.shape[0], device=weight.device, dtype=weight.dtype)[None]
-    # Gemma adds its 1 in float32; a narrower sum would not be the body's.
-    candidates = [_Norm(weight, eps), _Norm(1.0 + weight, eps)] if weight.itemsize >= 4 else [_Norm(weight,
-    eps)] wanted = module(probe) return min(candidates, key=lambda norm: float((norm(probe) -
-    wanted).abs().max()))
+    candidates = [_Norm(weight, eps)]
+    if weight.itemsize >= 4:  # Gemma adds its 1 in float32; a narrower sum would not be the body's
+        candidates.append(_Norm(1.0 + weight, eps))
+    wanted = module(probe)
+    return min(candidates, key=lambda norm: float((norm(probe) - wanted).abs().max()))
 
 
 def _head_norm(attention: Any) -> _Norm | None:

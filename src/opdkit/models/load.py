@@ -1,11 +1,14 @@
-"""Open a model folder or Hub id: weights (safetensors only), tokenizer, head, end tokens, and what the tokenizers share."""
+"""Open a model folder or Hub id: weights (safetensors only), tokenizer, head, end tokens.
+
+Also what two tokenizers share, and which device there is.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,12 +38,12 @@ class LoadedModel:
     """A causal language model ready to use, with the facts other rooms ask of it."""
 
     name: str
-    model: Any                      # a transformers causal LM, in eval mode (dropout off), on its device
+    model: Any  # a transformers causal LM, in eval mode (dropout off), on its device
     tokenizer: Any
     head: Head
-    stop_ids: tuple[int, ...]       # any of these ends a response
-    fingerprint: str                # of the tokenizer: same fingerprint, same ids for the same tokens
-    max_length: int                 # tokens the positions reach
+    stop_ids: tuple[int, ...]  # any of these ends a response
+    fingerprint: str  # of the tokenizer: same fingerprint, same ids for the same tokens
+    max_length: int  # tokens the positions reach
 
     @property
     def body(self) -> nn.Module:
@@ -58,18 +61,21 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+    except RuntimeError:
+        raise UserError(f"{name!r} is no device", hint="device=auto, device=cpu or device=cuda:0") from None
+    try:
+        torch.zeros(1, device=device).item()  # reading it back: `meta` holds no numbers
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"device {name!r} is not there: {reason}", hint="use device=auto, or device=cpu") from None
+        reason = "" if "backend" in str(error) else f": {_first_line(error)}"
+        raise UserError(f"device {name!r} is not there{reason}", hint="device=auto or device=cpu") from None
     return device
 
 
 def open_model(ref: ModelRef, *, device: torch.device, rows: int | None = None) -> LoadedModel:
     """Load weights and tokenizer; `rows` limits the vocabulary further (what two tokenizers share).
 
-    Raises UserError when the model is missing, needs remote code, has no safetensors, or is an architecture whose logits
-    are not a linear head over its hidden states.
+    Raises UserError when the model is missing, needs remote code, has no safetensors or not all that its
+    config asks for, or is an architecture whose logits are not a linear head over its hidden states.
     """
     tokenizer = open_tokenizer(ref)
     model = _from_pretrained(ref).to(device).eval()
@@ -87,7 +93,7 @@ def describe(model: Any, tokenizer: Any, *, name: str, rows: int | None = None) 
         head=head,
         stop_ids=_stop_ids(model, tokenizer, head.rows),
         fingerprint=fingerprint(tokenizer),
-        max_length=_max_length(model.config),
+        max_length=context_length(model.config),
     )
 
 
@@ -97,7 +103,7 @@ def open_tokenizer(ref: ModelRef) -> Any:
     _check_folder(ref.model)
     try:
         return AutoTokenizer.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a parser says of a damaged file
         raise _cannot_open(ref.model, "tokenizer", error) from None
 
 
@@ -108,8 +114,53 @@ def open_config(ref: ModelRef) -> Any:
     _check_folder(ref.model)
     try:
         return AutoConfig.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a parser says of a damaged file
         raise _cannot_open(ref.model, "config", error) from None
+
+
+def check_weights(ref: ModelRef) -> None:
+    """UserError where a folder's weights are missing, pickled or cut short.
+
+    Reads headers only, so that it comes before anything expensive; the Hub is asked when a model is loaded.
+    """
+    folder = Path(ref.model)
+    if not folder.is_dir():
+        return
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        _check_file(single)
+        return
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index} is damaged", hint=_again(folder)) from None
+    for name in names:
+        _check_file(folder / name)
+
+
+def _check_file(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    folder = path.parent
+    if not path.is_file():
+        pickled = next((p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))), None)
+        if pickled is None:
+            raise UserError(f"{folder} holds no weights: {path.name} is not there", hint=_again(folder))
+        raise UserError(
+            f"{folder} holds pickled weights only ({pickled}), and a pickle can run code: opd opens none",
+            hint="convert it where you trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is damaged or cut short: {_first_line(error)}", hint=_again(folder)
+        ) from None
+
+
+def _again(folder: Path) -> str:
+    return f"copy or download {folder} again, or name another model"
 
 
 def fingerprint(tokenizer: Any) -> str:
@@ -130,8 +181,9 @@ def vocabulary_rows(tokenizer: Any, config: Any) -> int:
 def shared_rows(student: Any, teacher: Any, *, student_config: Any, teacher_config: Any) -> int:
     """How many leading ids mean the same token to both tokenizers and have an embedding row in both models.
 
-    Embeddings padded wider than the tokenizer (Qwen2.5: 151,936 and 152,064 rows for 151,665 tokens) are the usual case and
-    are reduced to the shared ids. One tokenizer may have further tokens behind the shared ones. A different map is refused.
+    Embeddings padded wider than the tokenizer (Qwen2.5: 151,936 and 152,064 rows, 151,665 tokens) are the
+    usual case and are reduced to the shared ids. One tokenizer may have further tokens behind those that are
+    shared. A different map is refused.
     """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     differing = _first_differences(ours, theirs)
@@ -143,7 +195,8 @@ def shared_rows(student: Any, teacher: Any, *, student_config: Any, teacher_conf
     shared = min(vocabulary_rows(student, student_config), vocabulary_rows(teacher, teacher_config))
     if student.eos_token_id is not None and student.eos_token_id >= shared:
         raise UserError(
-            f"the student's end token {student.eos_token!r} (id {student.eos_token_id}) is unknown to the teacher",
+            f"the student's end token {student.eos_token!r} (id {student.eos_token_id}) is unknown to "
+            "the teacher",
             hint="take a teacher whose tokenizer has the student's end token",
         )
     return shared
@@ -162,7 +215,7 @@ def _first_differences(ours: Mapping[str, int], theirs: Mapping[str, int], most:
     return found
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------------------
 
 
 def _from_pretrained(ref: ModelRef) -> Any:
@@ -171,19 +224,44 @@ def _from_pretrained(ref: ModelRef) -> Any:
 
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             ref.model,
             revision=ref.revision,
             dtype=_DTYPES[ref.dtype],
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
         raise _cannot_open(ref.model, "model", error) from None
     except Exception as error:  # safetensors raises its own class for a broken file
         if type(error).__module__.startswith("safetensors"):
             raise _cannot_open(ref.model, "model", error) from None
         raise
+    model, seen = loaded
+    _refuse_partial(ref.model, model, seen)
+    return model
+
+
+def _refuse_partial(name: str, model: Any, seen: Mapping[str, Any]) -> None:
+    """transformers draws at random what a file does not hold, and leaves out layers beyond config.json's."""
+    layers = f"{model.base_model_prefix}.layers."
+    left_out = [key for key in seen["unexpected_keys"] if key.startswith(layers) and "inv_freq" not in key]
+    problems: list[tuple[str, Sequence[str]]] = [
+        ("asks for weights that are not there", seen["missing_keys"]),
+        ("and the weights disagree about the shape of", [key for key, *_ in seen["mismatched_keys"]]),
+        ("leaves out weights that are there", left_out),
+    ]
+    for problem, keys in problems:
+        if keys:
+            first = ", ".join(sorted(keys)[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+            raise UserError(
+                f"{name}/config.json {problem}: {first}",
+                hint="config and weights must be of one model: copy or download both again",
+            )
 
 
 def _check_folder(name: str) -> None:
@@ -191,25 +269,73 @@ def _check_folder(name: str) -> None:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{name} holds no config.json, so it is no model folder", hint="name a folder that save_pretrained wrote")
+            inner = _model_within(path)
+            hint = f"did you mean {inner}?" if inner else "name a folder that save_pretrained wrote"
+            raise UserError(f"{name} holds no config.json, so it is no model folder", hint=hint)
         return
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.parent.is_dir() and str(path.parent) != "."
-    if looks_local:
-        parent = path.parent if path.parent.is_dir() else Path(".")
-        near = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
-        hint = f"did you mean {parent / near[0]}?" if near else "give an existing folder, or a Hub id such as Qwen/Qwen3-1.7B-Base"
-        raise UserError(f"no model folder at {name}", hint=hint)
+    if path.is_file():
+        hint = f"did you mean {path.parent}?" if (path.parent / "config.json").is_file() else _ANY_MODEL
+        raise UserError(f"{name} is a file, not a model folder", hint=hint)
+    in_a_folder = path.parent.is_dir() and str(path.parent) != "."
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or in_a_folder:
+        raise UserError(f"no model folder at {name}", hint=_near_folder(path) or _ANY_MODEL)
+
+
+_ANY_MODEL = "give an existing folder, or a Hub id such as Qwen/Qwen3-1.7B-Base"
+
+
+def _near_folder(path: Path) -> str | None:
+    parent = path.parent if path.parent.is_dir() else Path(".")
+    names = [p.name for p in parent.iterdir() if p.is_dir()]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {parent / near[0]}?" if near else None
+
+
+def _model_within(path: Path) -> Path | None:
+    """The model folder of a checkpoint, or of a run's last checkpoint."""
+    found = [
+        p.parent
+        for p in [*path.glob("model/config.json"), *path.glob("checkpoints/step_*/model/config.json")]
+    ]
+    return max(found, key=lambda p: (len(p.parent.name), p.parent.name), default=None)
 
 
 def _cannot_open(name: str, what: str, error: Exception) -> UserError:
+    if isinstance(error, MemoryError):
+        raise error
     text = str(error)
     if "trust_remote_code" in text:
-        return UserError(f"{name} needs code from its own repository, which opd does not run", hint="convert it to a type transformers knows")
-    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    hint = "give an existing folder, or a Hub id you can reach (offline: download it first)"
-    if "safetensors" in text:
-        hint = "convert the weights to safetensors: load them where you trust them and save_pretrained()"
-    return UserError(f"cannot open the {what} of {name}: {reason[:300]}", hint=hint)
+        return UserError(
+            f"{name} needs code from its own repository, which opd does not run",
+            hint="convert it to a type transformers knows",
+        )
+    folder = Path(name)
+    if not folder.is_dir():
+        reason, hint = _first_line(error), _near_folder(folder) or f"{_ANY_MODEL} that can be reached"
+    elif what == "tokenizer" and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return UserError(
+            f"{name} holds no tokenizer",
+            hint=f"copy tokenizer.json and tokenizer_config.json of its model into {name}",
+        )
+    else:
+        reason, hint = f"{type(error).__name__}: {_first_line(error)}", _again(folder)
+    return UserError(f"cannot open the {what} of {name}: {reason}", hint=hint)
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(
+        (line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 def _stop_ids(model: Any, tokenizer: Any, rows: int) -> tuple[int, ...]:
@@ -220,7 +346,8 @@ def _stop_ids(model: Any, tokenizer: Any, rows: int) -> tuple[int, ...]:
     return tuple(sorted({int(i) for i in ids if 0 <= int(i) < rows}))
 
 
-def _max_length(config: Any) -> int:
+def context_length(config: Any) -> int:
+    """Tokens that the positions reach; a very large number where they have no end."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
 
 
@@ -230,8 +357,12 @@ def _head(model: Any, name: str, *, rows: int) -> Head:
     output = model.get_output_embeddings()
     if output is None or not isinstance(getattr(output, "weight", None), torch.Tensor):
         raise _no_head(model, name, "it has no output embedding")
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    head = Head(output=output, rows=rows, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
+    head = Head(
+        output=output, rows=rows, scale=scale, softcap=getattr(config, "final_logit_softcapping", None)
+    )
     ids = torch.arange(4, device=head.weight.device)[None] % rows
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]

@@ -87,6 +87,13 @@ class RunFolder:
         if self._release is not None:
             self._release()
 
+    def abandon(self) -> None:
+        """Take back a creation that led nowhere: the name is free again, and the folder is no run."""
+        assert self._release is not None and self._release.alive, "opened for reading, or closed"
+        for name in (MARKER, "env.json", "config.toml"):
+            (self.path / name).unlink(missing_ok=True)
+        self.close()
+
     def __enter__(self) -> Self:
         return self
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish the loop grants: at once inside work that can be thrown away, else between steps."""
+"""SIGTERM and Ctrl-C as a wish: granted at once inside work that can be thrown away, else between steps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Stop:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Work that may be cut off anywhere and done again later: a signal, also one before, raises Stopped."""
+        """Work that may be cut off anywhere and done again: a signal, also an earlier one, raises Stopped."""
         try:
             self._disposable = True
             if self.requested:

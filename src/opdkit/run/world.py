@@ -1,4 +1,4 @@
-"""The world of ranks: one process, or several under torchrun with FSDP2. World size 1 is the same path without traffic."""
+"""The world of ranks: one process, or several under torchrun (FSDP2). Size 1: the same path without traffic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class World:
                 self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
                 torch.cuda.set_device(self.device)
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+                dist.init_process_group(
+                    "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+                )
 
     @property
     def main(self) -> bool:
@@ -70,8 +72,11 @@ class World:
             dist.destroy_process_group()
 
     def shard(self, module: nn.Module, layers: Iterable[nn.Module]) -> nn.Module:
-        """FSDP2: each layer a unit, the rest (embedding, norm, head; tied or not) the root. Gradients are summed over
-        ranks, because the learner has already divided by the global token count. A single process is left as it is."""
+        """FSDP2: each layer a unit, the rest (embedding, norm, head; tied or not) the root. One process is
+        left as it is.
+
+        Gradients are summed over ranks: the learner has already divided by the global token count.
+        """
         if self.size == 1:
             return module
         from torch.distributed.device_mesh import init_device_mesh

@@ -60,7 +60,9 @@ def _json_row(raw: bytes, where: str) -> Row:
     try:
         row = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise UserError(f"{where}: not JSON: {error}", hint="one JSON object per line") from error
+        # its own "line 1" or "line 2" would be taken for the file's
+        why = f"{error.msg}, column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"{where}: not JSON: {why}", hint="one JSON object per line") from error
     if not isinstance(row, dict):
         raise UserError(
             f"{where}: a {type(row).__name__}, not an object", hint=f"one object per line; {_SHAPE}"

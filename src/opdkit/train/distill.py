@@ -1,7 +1,8 @@
 """THE loop: on-policy distillation.
 
-One step = feed (prompts → rollouts → grades → scores) → collate → prepare → update → publish → log; evaluate and save by a
-visible `every`. A resumed run continues bit for bit: prompts, random streams and measured positions depend on (seed, step) only.
+One step = feed (prompts → rollouts → grades → scores) → collate → prepare → update → publish → log; save and
+evaluate by a visible `every`. A resumed run continues bit for bit: prompts, random streams and measured
+positions depend on (seed, step) only.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Silent:
 
 
 def distill(config: Config, *, resume: Path | None = None, talk: Talk | None = None) -> int:
-    """Run to the end or to a signal. Returns the exit code: 0 done; 143 or 130, saved and stopped by a signal.
+    """Run to the end or to a signal. Returns the exit code: 0 done; 143 or 130, saved and stopped by one.
 
-    Raises UserError before anything expensive for input that cannot work, RunError for a run that had to stop.
+    Raises UserError before anything expensive for input that cannot work, RunError where it had to stop.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -73,7 +74,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     _open(stage, talk)
     feed.publish(learner)
     try:
-        _examine(stage, done, talk)                 # before the first step, or what a stopped run left out
+        _examine(stage, done, talk)  # before the first step, or what a stopped run left out
         began = time.perf_counter()
         for step, rollouts, scores in feed:
             done = step + 1
@@ -91,7 +92,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                 update = learner.update(
                     batch, signal, objective=objective, teacher_head=teacher.head, step=step
                 )
-            feed.publish(learner)                   # unchanged after a skipped step
+            feed.publish(learner)  # unchanged after a skipped step
             _refresh_teacher(stage, done)
 
             seconds = {**feed.seconds, "step": time.perf_counter() - began}
@@ -115,7 +116,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
             if due(done, cfg.save.every) or done == cfg.steps:
                 save(stage, done)
                 saved = done
-            _examine(stage, done, talk)             # after saving: an examination that is cut off costs no step
+            _examine(stage, done, talk)  # after saving: being cut off costs no step
             if done < cfg.steps and stage.world.any(stop.requested):
                 raise Stopped
             began = time.perf_counter()
@@ -130,14 +131,14 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
 def _open(stage: Stage, talk: Talk) -> None:
     """What is known before the first step, each finding written once however often the run is resumed."""
     cfg, start = stage.config, stage.start
-    written = [] if stage.folder is None else [(f["name"], f["message"]) for f in stage.folder.read_findings()]
+    rows = [] if stage.folder is None else stage.folder.read_findings()
+    written = {(row["name"], row["message"]) for row in rows}
     for finding in stage.findings:
         if (finding.name, finding.message) not in written:
             _tell(stage, finding, talk)
     if start == cfg.steps:
-        talk.note(
-            f"complete: {start} of {cfg.steps} steps are done; for more: opd train --resume {cfg.run} steps={2 * start}"
-        )
+        more = f"opd train --resume {cfg.run} steps={2 * start}"
+        talk.note(f"complete: {start} of {cfg.steps} steps are done; for more: {more}")
     elif start > 0:
         talk.note(f"going on after step {start}")
 
@@ -153,7 +154,10 @@ def due(step: int, every: int) -> bool:
 
 
 def save(stage: Stage, done: int) -> None:
-    """A checkpoint after `done` updates: a Hugging Face folder, optimizer tensors, counters. Gathered by all, written by one."""
+    """A checkpoint after `done` updates: a Hugging Face folder, optimizer tensors, counters.
+
+    Gathered by all ranks, written by one.
+    """
     learner = stage.learner
     weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
     if stage.config.teacher.type == "self" and stage.config.teacher.every > 0:
@@ -176,7 +180,7 @@ def save(stage: Stage, done: int) -> None:
 
 
 def _examine(stage: Stage, done: int, talk: Talk) -> None:
-    """Evaluate the published student on the held-out prompts, if it is time and was not done before a resume."""
+    """Evaluate the student on the held-out prompts, if it is time and was not done before a resume."""
     cfg = stage.config
     if not stage.exam or not _exam_due(cfg, done):
         return
@@ -184,7 +188,13 @@ def _examine(stage: Stage, done: int, talk: Talk) -> None:
     if stage.world.any(folder is not None and any(row["step"] == done for row in folder.read_eval())):
         return
     row = evaluate(
-        stage.sampler, stage.task, stage.exam, cfg=cfg.eval, sampling=cfg.sampling, seed=cfg.seed, world=stage.world
+        stage.sampler,
+        stage.task,
+        stage.exam,
+        cfg=cfg.eval,
+        sampling=cfg.sampling,
+        seed=cfg.seed,
+        world=stage.world,
     )
     row = {"step": done, **row}
     if folder is not None:
@@ -199,7 +209,7 @@ def _exam_due(cfg: Config, done: int) -> bool:
 def _keep_rollouts(stage: Stage, done: int, rollouts: Sequence[Rollout], update: Update) -> None:
     """The step's first rollouts, the same ones under any world size. A collective."""
     most, group = stage.config.save.rollouts, stage.config.sampling.responses
-    rows = rollout_rows(done, rollouts, update)[: most + group]
+    rows = rollout_rows(done, rollouts[:most], update)
     everyone = interleaved(stage.world.gather(rows), group=group)[:most]
     if stage.folder is not None:
         stage.folder.log_rollouts(done, everyone)
@@ -215,7 +225,7 @@ def _refresh_teacher(stage: Stage, done: int) -> None:
 def _step_findings(stage: Stage, done: int, *, skipped: bool, row: dict[str, float]) -> list[Finding]:
     found = []
     if skipped:
-        numbers = {name: row[name] for name in ("loss", "grad_norm") if name in row}
+        numbers: dict[str, float] = {name: row[name] for name in ("loss", "grad_norm") if name in row}
         found.append(
             Finding(
                 name="skipped_step",

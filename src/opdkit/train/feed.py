@@ -1,7 +1,7 @@
-"""The feed: for every step, prompts → rollouts → grades → scores. Sequential and on-policy; owns versions and timings.
+"""The feed: for every step, prompts → rollouts → grades → scores. Sequential and on-policy; owns timings.
 
-Prompts and random streams are functions of (seed, step), so a resumed run needs no replay. Under several ranks each takes
-whole prompts (all responses to one prompt stay on one rank).
+Prompts and random streams are functions of (seed, step): a resumed run needs no replay. Under several ranks
+each takes whole prompts (all responses to one prompt stay on one rank).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from opdkit.types import Needs, Prompt, Rollout, Scores
 
 
 class Feed:
-    """Iterates over (step, rollouts, scores) from `start`; `step` counts finished updates, so the first is `start`."""
+    """Iterates over (step, rollouts, scores) from `start`; `step` counts finished updates: first `start`."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Feed:
         return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
-        ids = self.teacher_prompt_ids.get(rollout.prompt.id.partition("#")[0])
+        ids = self.teacher_prompt_ids.get(rollout.prompt.source)
         return rollout if ids is None else replace(rollout, teacher_prompt_ids=ids)
 
     def _scores(self, rollouts: Sequence[Rollout]) -> list[Scores]:
@@ -78,7 +78,9 @@ class Feed:
     def candidates(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
         """[T, S] per rollout: the student's top-k as the sampler saw it, the policy being the current one."""
         width = self.plan.sampler_needs.top_k
-        return [torch.empty(0, width, dtype=torch.long) if r.topk_ids is None else r.topk_ids for r in rollouts]
+        return [
+            torch.empty(0, width, dtype=torch.long) if r.topk_ids is None else r.topk_ids for r in rollouts
+        ]
 
     def early_ids(self, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> list[Tensor] | None:
         """Ids of the objective's support where they had to be known before the learner's forward."""
@@ -105,8 +107,8 @@ class Feed:
 class Stoppable:
     """A sampler that a signal cuts short, on all ranks at once: what was drawn so far is thrown away.
 
-    Rollouts are a function of (weights, seed, step), so a resumed run draws the same ones. The longest part of a step
-    and of an evaluation need not end first, and a scheduler's grace of some seconds is enough.
+    Rollouts are a function of (weights, seed, step): a resumed run draws the same ones. The longest part of a
+    step and of an evaluation need not end first: a scheduler's grace of some seconds is enough.
     """
 
     def __init__(self, sampler: Any, stop: Stop, world: World):
@@ -126,6 +128,6 @@ class Stoppable:
 
 
 def _distinct(prompts: Sequence[Prompt], i: int) -> Prompt:
-    """A prompt drawn twice in one step (few prompts, many asked for) gets a stream of its own the second time."""
+    """A prompt drawn twice in one step (few prompts, many asked for) gets another stream the second time."""
     before = sum(1 for p in prompts[:i] if p.id == prompts[i].id)
     return prompts[i] if before == 0 else replace(prompts[i], id=f"{prompts[i].id}#{before}")

@@ -1,4 +1,4 @@
-"""What objective and diagnostics need against what sampler and teacher offer, settled before any weight is loaded."""
+"""What objective and diagnostics need against what sampler and teacher offer, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ class Plan:
     """How this run will get its numbers."""
 
     objective: Objective
-    rows: int                      # vocabulary in use: the ids both tokenizers share
+    rows: int  # vocabulary in use: the ids both tokenizers share
     sampler_needs: Needs
     teacher_needs: Needs
-    early_ids: str | None          # candidates known before the learner's forward: from the "sampler", the "teacher", or not
-    tokenizer: Any                 # the student's
+    early_ids: (
+        str | None
+    )  # candidates known before the learner's forward: from the "sampler", the "teacher", or not
+    tokenizer: Any  # the student's
 
 
 def make_plan(config: Config) -> Plan:
@@ -29,9 +31,10 @@ def make_plan(config: Config) -> Plan:
     objective = Objective(config.objective)
     offers = OFFERS[config.teacher.payload]
     _refuse_unmet(objective, offers, config.teacher.payload)
-    student_tokenizer, student_config = open_tokenizer(config.student), open_config(config.student)
+    student_config, student_tokenizer = open_config(config.student), open_tokenizer(config.student)
     rows = _shared(config, student_tokenizer, student_config)
     _refuse_wide(config, rows)
+    _refuse_stop_ids(config, rows)
     early = _early_ids(objective, config.teacher.payload)
     return Plan(
         objective=objective,
@@ -47,7 +50,7 @@ def _refuse_unmet(objective: Objective, offers: Needs, payload: str) -> None:
     unmet = objective.teacher_needs.unmet(offers)
     if unmet:
         raise UserError(
-            f"the objective needs {', '.join(unmet)}, but a teacher with payload = \"{payload}\" gives "
+            f'the objective needs {", ".join(unmet)}, but a teacher with payload = "{payload}" gives '
             "log-probs of sampled tokens, at ids, and its own top-k only",
             hint='set objective.support = "teacher_top_k" or "student_top_k", or teacher.payload = "hidden"',
         )
@@ -56,26 +59,44 @@ def _refuse_unmet(objective: Objective, offers: Needs, payload: str) -> None:
 def _shared(config: Config, student_tokenizer: Any, student_config: Any) -> int:
     if config.teacher.type == "self":
         return vocabulary_rows(student_tokenizer, student_config)
+    teacher_config = open_config(config.teacher)
     return shared_rows(
         student_tokenizer,
         open_tokenizer(config.teacher),
         student_config=student_config,
-        teacher_config=open_config(config.teacher),
+        teacher_config=teacher_config,
     )
 
 
 def _refuse_wide(config: Config, rows: int) -> None:
     """k and top_k beyond the vocabulary mean nothing."""
-    wide = {"objective.k": config.objective.k, "diagnostics.k": config.diagnostics.k, "sampling.top_k": config.sampling.top_k}
+    wide = {
+        "objective.k": config.objective.k,
+        "diagnostics.k": config.diagnostics.k,
+        "sampling.top_k": config.sampling.top_k,
+    }
     if config.objective.support not in ("student_top_k", "teacher_top_k"):
         del wide["objective.k"]
     for key, value in wide.items():
         if value > rows:
-            raise UserError(f"{key} = {value} is larger than the vocabulary of {rows} shared tokens", hint=f"use {key}={min(16, rows)}")
+            raise UserError(
+                f"{key} = {value} is larger than the vocabulary of {rows} shared tokens",
+                hint=f"{key}={min(16, rows)}",
+            )
+
+
+def _refuse_stop_ids(config: Config, rows: int) -> None:
+    """An end token that cannot be drawn never ends anything."""
+    beyond = [i for i in config.sampling.stop_ids or () if not 0 <= i < rows]
+    if beyond:
+        raise UserError(
+            f"sampling.stop_ids holds {beyond[0]}, but ids go from 0 to {rows - 1}",
+            hint="leave sampling.stop_ids out to take the model's own end tokens",
+        )
 
 
 def _early_ids(objective: Objective, payload: str) -> str | None:
-    """Ids must be known before the learner's forward when only they are scored, or only their columns computed."""
+    """Ids must be known before the learner's forward if only they are scored, or only their columns made."""
     if objective.spec.support == "teacher_top_k" and objective.columns_only:
         return "teacher"
     if objective.columns_only or payload == "ids":
@@ -91,4 +112,9 @@ def _sampler_width(config: Config, early: str | None, rows: int) -> int:
 
 
 def _diagnostic_needs(config: Config, rows: int) -> Needs:
-    return Needs(sampled=True, top_k=min(rows, max([config.diagnostics.k, *config.diagnostics.ks])), at_ids=True, entropy=True)
+    return Needs(
+        sampled=True,
+        top_k=min(rows, max([config.diagnostics.k, *config.diagnostics.ks])),
+        at_ids=True,
+        entropy=True,
+    )

@@ -25,8 +25,10 @@ def metrics_row(
     rows: int,
     ks: Sequence[int],
 ) -> dict[str, float]:
-    """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds sample, score, update, sync, step.
-    A collective: every rank calls it, and all get the row of all ranks' rollouts."""
+    """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds the parts of the step.
+
+    A collective: every rank calls it, and all get the row of all ranks' rollouts.
+    """
     tally = update.tally + learner.summed(rollout_tally(rollouts))
     row: dict[str, float] = {"step": done, **tally.means(), **derived(tally)}
     row |= {f"overlap_chance_at_{k}": overlap_chance(k=k, size=rows) for k in ks if k <= rows}
@@ -35,7 +37,8 @@ def metrics_row(
         "grad_norm": update.grad_norm,
         "learning_rate": float(learner.optimizer.param_groups[0]["lr"]),
         "skipped_steps": learner.skipped_steps,
-        "staleness": sum(learner.version - int(not update.skipped) - r.policy_version for r in rollouts) / max(len(rollouts), 1),
+        "staleness": sum(learner.version - int(not update.skipped) - r.policy_version for r in rollouts)
+        / max(len(rollouts), 1),
         "measured_positions": tally.entries.get("overlap_ratio", (0.0, 0.0))[1],
         "tokens_per_second": tally.entries["response_length"][0] / max(seconds["step"], 1e-9),
         "memory/peak_mb": peak_mb(learner.world.device),
@@ -45,25 +48,29 @@ def metrics_row(
 
 
 def _sequence_numbers(update: Update, rollouts: Sequence[Rollout], learner: Learner) -> dict[str, float]:
-    """Mean sequence reward, and its AUROC against correctness where responses were graded (arXiv 2604.13016, 6.2)."""
+    """Mean sequence reward, and its AUROC against correctness where graded (arXiv 2604.13016, 6.2)."""
     pairs = [
         [reward, right(rollout)]
         for reward, rollout in zip(update.sequences["sequence_reward"].tolist(), rollouts, strict=True)
-        if reward == reward                         # nan: no position of this response was read
+        if reward == reward  # nan: no position of this response was read
     ]
     everyone = [pair for part in learner.world.gather(pairs) for pair in part]
     numbers = {}
     if everyone:
         numbers["sequence_reward"] = sum(r for r, _ in everyone) / len(everyone)
     graded = [(r, s) for r, s in everyone if s is not None]
-    area = auroc(torch.tensor([r for r, _ in graded]), torch.tensor([bool(s) for _, s in graded], dtype=torch.bool))
+    area = auroc(
+        torch.tensor([r for r, _ in graded]), torch.tensor([bool(s) for _, s in graded], dtype=torch.bool)
+    )
     return numbers if area is None else numbers | {"sequence_reward_auroc": area}
 
 
 def _extremes(update: Update, learner: Learner) -> dict[str, float]:
     """The largest and smallest advantage of the step over all ranks, with both probabilities there."""
     parts = learner.world.gather(None if update.extremes is None else asdict(update.extremes))
-    found = merge(None if p is None else Extremes(Extreme(**p["largest"]), Extreme(**p["smallest"])) for p in parts)
+    found = merge(
+        None if p is None else Extremes(Extreme(**p["largest"]), Extreme(**p["smallest"])) for p in parts
+    )
     return {} if found is None else found.named()
 
 
@@ -81,7 +88,9 @@ def rollout_rows(done: int, rollouts: Sequence[Rollout], update: Update) -> list
             "step": done,
             "id": r.prompt.id,
             "sample": r.sample,
-            "prompt": r.prompt.text if r.prompt.text is not None else [dict(m) for m in r.prompt.messages or ()],
+            "prompt": r.prompt.text
+            if r.prompt.text is not None
+            else [dict(m) for m in r.prompt.messages or ()],
             "response": r.text,
             "finish_reason": r.finish_reason,
             "score": None if r.grade is None else r.grade.score,

@@ -1,4 +1,4 @@
-"""Everything a run needs on stage before the first step: task, plan, folder, checkpoint, models, learner, feed.
+"""Everything a run needs on stage before the first step: plan, folder, checkpoint, models, learner, feed.
 
 Cheap refusals come first (plan, prompts, folder); weights are read last.
 """
@@ -6,7 +6,7 @@ Cheap refusals come first (plan, prompts, folder); weights are read last.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import Config, ModelConfig, dump_toml
-from opdkit.models.load import LoadedModel, open_config, open_model
+from opdkit.models.load import LoadedModel, check_weights, open_model
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
 from opdkit.models.teacher import LocalTeacher, frozen_copy
@@ -22,10 +22,10 @@ from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
 from opdkit.run.folder import RunFolder, environment
 from opdkit.run.signals import Stop
 from opdkit.run.world import World
-from opdkit.tasks import encode, fit
 from opdkit.train.feed import Feed, Stoppable
 from opdkit.train.learner import COMPUTE, Learner
 from opdkit.train.plan import Plan, make_plan
+from opdkit.train.prompts import Prompts, encoded_prompts
 from opdkit.types import Finding, Prompt, UserError
 
 
@@ -57,19 +57,20 @@ class Stage:
     findings: tuple[Finding, ...]
 
 
-def set_stage(
-    config: Config, *, world: World, task: Any, stop: Stop, resume: Path | None = None
-) -> Stage:
-    """Raises UserError for input that cannot work, before weights are read and before the run folder exists."""
+def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Path | None = None) -> Stage:
+    """Raises UserError for input that cannot work, before weights are read and a run folder is made."""
     plan = make_plan(config)
-    prompts, exam, findings = encoded_prompts(config, task, plan)
+    prompts = encoded_prompts(config, task, plan)
+    _check_weights(config, resume)
     folder = _open_folder(config, resume, world)
     try:
         saved, skipped = _saved(config, resume) if resume is not None else (None, ())
         if resume is not None and folder is not None:
             _rewind(folder, config, saved)
-        return _set(config, plan, world, stop, task, prompts, exam, folder, saved, (*findings, *skipped))
-    except BaseException:
+        return _set(config, plan, world, stop, task, prompts, folder, saved, (*prompts.findings, *skipped))
+    except BaseException as error:
+        if folder is not None and resume is None and isinstance(error, UserError):
+            folder.abandon()  # nothing has begun: the name is free for the next try
         if folder is not None:
             folder.close()
         raise
@@ -81,8 +82,7 @@ def _set(
     world: World,
     stop: Stop,
     task: Any,
-    prompts: Sequence[Prompt],
-    exam: Sequence[Prompt],
+    prompts: Prompts,
     folder: RunFolder | None,
     saved: Saved | None,
     findings: tuple[Finding, ...],
@@ -98,50 +98,25 @@ def _set(
     feed = Feed(
         config,
         plan,
-        prompts=prompts,
+        prompts=prompts.train,
         task=task,
         sampler=sampler,
         teacher=teacher,
         world=world,
         start=start,
-        teacher_prompt_ids=_teacher_prompt_ids(config, prompts, plan),
+        teacher_prompt_ids=prompts.teacher_ids,
     )
-    return Stage(config, plan, world, task, exam, folder, start, learner, sampler, teacher, feed, findings)
+    return Stage(
+        config, plan, world, task, prompts.exam, folder, start, learner, sampler, teacher, feed, findings
+    )
 
 
-def encoded_prompts(config: Config, task: Any, plan: Plan) -> tuple[list[Prompt], list[Prompt], list[Finding]]:
-    """Training and evaluation prompts with ids; those that leave no room for a response are dropped and told."""
-    room = _max_prompt_tokens(config)
-    kept, findings = [], []
-    for name, prompts in (("training", task.train), ("evaluation", task.evaluation)):
-        if not prompts:
-            kept.append([])
-            continue
-        fitting, dropped = fit(encode(prompts, plan.tokenizer, config.task), max_prompt_tokens=room)
-        kept.append(list(fitting))
-        if dropped:
-            findings.append(
-                Finding(
-                    name="prompts_dropped",
-                    severity="warning",
-                    message=f"{len(dropped)} of {len(prompts)} {name} prompts are longer than {room} tokens and were left out",
-                    numbers={"dropped": len(dropped), "prompts": len(prompts), "max_prompt_tokens": room},
-                    remedy=f"opd train … sampling.max_tokens={max(1, config.sampling.max_tokens // 2)}",
-                )
-            )
-    return kept[0], kept[1], findings
-
-
-def _max_prompt_tokens(config: Config) -> int:
-    """What both contexts leave for a prompt beside a longest response."""
-    contexts = [_context(config.student)]
+def _check_weights(config: Config, resume: Path | None) -> None:
+    """Of what will be read; a resumed run has its student in its checkpoint."""
+    if resume is None:
+        check_weights(config.student)
     if config.teacher.type == "local":
-        contexts.append(_context(config.teacher))
-    return max(min(contexts) - config.sampling.max_tokens, 0)
-
-
-def _context(ref: Any) -> int:
-    return int(getattr(open_config(ref).get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        check_weights(config.teacher)
 
 
 def _open_folder(config: Config, resume: Path | None, world: World) -> RunFolder | None:
@@ -157,8 +132,10 @@ def _open_folder(config: Config, resume: Path | None, world: World) -> RunFolder
 
 
 def _saved(config: Config, resume: Path) -> tuple[Saved | None, tuple[Finding, ...]]:
-    """The newest complete checkpoint, and what is told about damaged ones; None when the run was killed before its
-    first, so that it starts from step 0."""
+    """The newest complete checkpoint, and what is told about damaged ones.
+
+    None when the run was killed before its first: it starts from step 0.
+    """
     found = latest_checkpoint(resume / "checkpoints")
     if found is None:
         return None, ()
@@ -181,8 +158,8 @@ def _saved(config: Config, resume: Path) -> tuple[Saved | None, tuple[Finding, .
 
 
 def _rewind(folder: RunFolder, config: Config, saved: Saved | None) -> None:
-    """The folder as it was at the checkpoint; config.toml as it is from now on (more steps, another `eval.every`)."""
-    folder.rewind(saved.step if saved is not None else -1)      # -1: also what was told before the first step
+    """The folder as it was at the checkpoint; config.toml as it is from now on (say, with more steps)."""
+    folder.rewind(saved.step if saved is not None else -1)  # -1: also what was told before the first step
     text = dump_toml(config)
     if folder.read_text("config.toml") != text:
         folder.write_text("config.toml", text)
@@ -195,7 +172,9 @@ def _student_model(config: Config, plan: Plan, world: World, saved: Saved | None
     return open_model(ref, device=world.device, rows=plan.rows)
 
 
-def _teacher(config: Config, plan: Plan, world: World, student: LoadedModel, saved: Saved | None) -> LocalTeacher:
+def _teacher(
+    config: Config, plan: Plan, world: World, student: LoadedModel, saved: Saved | None
+) -> LocalTeacher:
     cfg = config.teacher
     rounds = cfg.dtype == "bfloat16"
     if cfg.type == "local":
@@ -220,7 +199,7 @@ def _teacher(config: Config, plan: Plan, world: World, student: LoadedModel, sav
 
 
 def _sampler(config: Config, loaded: LoadedModel, world: World) -> LocalSampler:
-    """The learner's own module; under several ranks an unsharded copy, for decoding from a sharded module deadlocks."""
+    """The learner's own module; an unsharded copy under several ranks: decoding sharded ones deadlocks."""
     if world.size == 1:
         return LocalSampler(loaded, compute=_compute(config))
     return LocalSampler.copy_of(loaded, compute=_compute(config))
@@ -250,11 +229,3 @@ def make_learner(config: Config, loaded: LoadedModel, world: World) -> Learner:
 def _compute(config: Config) -> torch.dtype | None:
     """None where arithmetic is in the weights' own dtype."""
     return None if config.learner.compute == config.student.dtype else COMPUTE[config.learner.compute]
-
-
-def _teacher_prompt_ids(config: Config, prompts: Sequence[Prompt], plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Prompt id → what the teacher reads instead, where it has a context of its own."""
-    if config.teacher.context is None:
-        return {}
-    bare = [replace(p, ids=()) for p in prompts]
-    return {p.id: p.ids for p in encode(bare, plan.tokenizer, config.task, system=config.teacher.context)}

@@ -1,0 +1,126 @@
+"""The prompts of a run as both models read them, settled before any weight is loaded.
+
+What leaves no room for a response in a model's context is left out and told, never truncated; where nothing
+is left, the user is told what would fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from opdkit.config import Config
+from opdkit.models.load import context_length, open_config
+from opdkit.tasks import encode, fit
+from opdkit.train.plan import Plan
+from opdkit.types import Finding, Prompt, UserError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded. `teacher_ids`: prompt source → what a teacher with a context of its own reads instead."""
+
+    train: Sequence[Prompt]
+    exam: Sequence[Prompt]
+    teacher_ids: Mapping[str, tuple[int, ...]]
+    findings: tuple[Finding, ...]
+
+
+def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
+    """Training and evaluation prompts with ids.
+
+    UserError where none fits, or one has a token that a model does not know.
+    """
+    cfg = config.task
+    train, exam = encode(task.train, plan.tokenizer, cfg), encode(task.evaluation, plan.tokenizer, cfg)
+    refuse_unknown_tokens([*train, *exam], plan.tokenizer, rows=plan.rows)
+    student = context_length(open_config(config.student))
+    kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
+    length = config.eval.max_tokens or config.sampling.max_tokens
+    key = "eval.max_tokens" if config.eval.max_tokens else "sampling.max_tokens"
+    exam, more = fitting(exam, context=student, max_tokens=length, key=key, kind="evaluation")
+    kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, student)
+    return Prompts(kept, exam, teacher_ids, (*findings, *more, *others, *_ungraded(task)))
+
+
+def fitting(
+    prompts: Sequence[Prompt],
+    *,
+    context: int,
+    max_tokens: int,
+    key: str = "sampling.max_tokens",
+    kind: str = "training",
+    reader: str = "student",
+) -> tuple[list[Prompt], list[Finding]]:
+    """Encoded prompts that leave room for a longest response in that `context`; what was dropped, told."""
+    if not prompts:
+        return [], []
+    lengths = [len(p.ids) for p in prompts]
+    if min(lengths) + max_tokens > context:
+        room = context - max(lengths) if max(lengths) < context else context - min(lengths)
+        raise UserError(
+            f"no {kind} prompt leaves room for a response: the shortest has {min(lengths)} tokens, {key} is "
+            f"{max_tokens}, the {reader}'s context is {context}",
+            hint=f"{key}={room}"
+            if room > 0
+            else f"shorten the prompts, or take a {reader} with a longer context",
+        )
+    kept, dropped = fit(prompts, max_prompt_tokens=context - max_tokens)
+    if not dropped:
+        return list(kept), []
+    room = context - max(lengths)
+    finding = Finding(
+        name="prompts_dropped",
+        severity="warning",
+        message=f"{len(dropped)} of {len(prompts)} {kind} prompts are longer than the {context - max_tokens} "
+        f"tokens that the {reader}'s context leaves, and were left out",
+        numbers={"dropped": len(dropped), "prompts": len(prompts), "max_prompt_tokens": context - max_tokens},
+        remedy=f"{key}={room} keeps all" if room > 0 else "shorten or remove them",
+    )
+    return list(kept), [finding]
+
+
+def refuse_unknown_tokens(prompts: Sequence[Prompt], tokenizer: Any, *, rows: int) -> None:
+    """A token without a row in either model's embedding cannot be read: a template's special token, say."""
+    for prompt in prompts:
+        token = max(prompt.ids)
+        if token >= rows:
+            name = tokenizer.convert_ids_to_tokens(token)
+            raise UserError(
+                f"{prompt.source or prompt.id} has token {name!r}, id {token}, "
+                f"but models and tokenizers share ids below {rows} only",
+                hint="task.chat_template=false, or take a teacher of the student's family",
+            )
+
+
+def _as_the_teacher_reads(
+    prompts: list[Prompt], config: Config, plan: Plan, student: int
+) -> tuple[list[Prompt], dict[str, tuple[int, ...]], list[Finding]]:
+    """Prompts the teacher has room for as well, and what it reads where it has a context of its own."""
+    cfg = config.teacher
+    context = context_length(open_config(cfg)) if cfg.type == "local" else student
+    if cfg.context is None:
+        kept, findings = fitting(
+            prompts, context=context, max_tokens=config.sampling.max_tokens, reader="teacher"
+        )
+        return kept, {}, findings
+    bare = [replace(p, ids=()) for p in prompts]
+    read = encode(bare, plan.tokenizer, config.task, system=cfg.context)
+    refuse_unknown_tokens(read, plan.tokenizer, rows=plan.rows)
+    read, findings = fitting(read, context=context, max_tokens=config.sampling.max_tokens, reader="teacher")
+    ids = {p.source: p.ids for p in read}
+    return [p for p in prompts if p.source in ids], ids, findings
+
+
+def _ungraded(task: Any) -> list[Finding]:
+    if task.graded:
+        return []
+    return [
+        Finding(
+            name="no_grader",
+            severity="info",
+            message="no grader, so nothing will be said about accuracy",
+            remedy="task.grader=exact, regex or math, with an answer in every row",
+        )
+    ]
