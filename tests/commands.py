@@ -1,4 +1,4 @@
-"""Tiny models, a prompt file and a configuration on disk, and `opd` as a function: what a newcomer has and types."""
+"""What a newcomer has and types: tiny models, prompts and a config on disk, and `opd` as a function."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from models import tiny_model, tiny_tokenizer
 
+from models import tiny_model, tiny_tokenizer
 from opdkit.cli import main
 
 CONFIG = """\

@@ -1,8 +1,9 @@
-"""A killed run goes on bit for bit; a signal saves; a name is used once. At length: scripts/kill_campaign.py."""
+"""A killed run goes on bit for bit; a signal saves; a name is used once. Longer: scripts/kill_campaign.py."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -15,8 +16,11 @@ import pytest
 import torch
 
 from killing import STEPS, Case, Kill, Nursery, compare, files, look, newest
+from opdkit.run import Stop, Stopped
 
 SIGTERM = signal.SIGTERM
+DRAW = random.Random(0)
+MOMENT = DRAW.randint(1, 10)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +46,16 @@ def moving(nursery: Nursery, place: Path) -> Case:
 
 
 @pytest.fixture(scope="module")
-def half(moving: Case) -> Path:
+def exact(nursery: Nursery, place: Path) -> Case:
+    """The same with a float32 teacher: rounding to bfloat16 would blow up differences of rounding."""
+    return Case.make(nursery, place / "exact", "self", teacher__dtype="float32", save__rollouts=8)
+
+
+@pytest.fixture(scope="module")
+def half(exact: Case) -> Path:
     """A run that was meant to end after six steps, and did."""
-    run = moving.folder / "half"
-    child = moving.nursery.start(moving.arguments(run, steps=6))
+    run = exact.folder / "half"
+    child = exact.nursery.start(exact.arguments(run, steps=6))
     assert child.wait() == 0, child.said
     return run
 
@@ -66,7 +76,7 @@ def trained_without_checkpoint(run: Path) -> bool:
 @pytest.mark.parametrize(
     ("name", "kills"),
     [
-        ("anywhere", [Kill(at=random.Random(0).uniform(0.3, 2.5))]),
+        ("anywhere", [Kill(when=lambda run: look(run)["rows"] >= MOMENT, delay=DRAW.random() / 10)]),
         ("inside-a-save", [Kill(save=2, delay=0.002)]),
         ("before-the-first-checkpoint", [Kill(when=trained_without_checkpoint)]),
     ],
@@ -149,6 +159,27 @@ def test_a_signal_does_not_wait_for_a_long_evaluation(local: Case, number: int) 
     assert compare(run, local.reference) == []
 
 
+def test_only_work_that_can_be_done_again_is_cut_off() -> None:
+    """The first signal raises inside such work, further ones do not; elsewhere it is a wish."""
+    with Stop() as stop:
+        os.kill(os.getpid(), SIGTERM)
+        assert stop.requested
+        with pytest.raises(Stopped), stop.interrupting():
+            pytest.fail("a signal from before counts at the entry")
+    with Stop() as stop:
+        steps = []
+        with pytest.raises(Stopped), stop.interrupting():
+            steps.append("in")
+            try:
+                os.kill(os.getpid(), SIGTERM)
+                steps.append("not cut off")
+            finally:
+                os.kill(os.getpid(), SIGTERM)
+                steps.append("cleared up")
+        os.kill(os.getpid(), SIGTERM)
+        assert steps == ["in", "cleared up"] and stop.exit_code == 143
+
+
 # --- after the end, and names -------------------------------------------------------------------------------
 
 
@@ -159,17 +190,17 @@ def test_a_complete_run_is_left_as_it_is(local: Case) -> None:
     assert {**files(local.reference), ".opd-lock": b""} == {**before, ".opd-lock": b""}
 
 
-def test_more_steps_go_on_and_fewer_are_refused(moving: Case, half: Path) -> None:
+def test_more_steps_go_on_and_fewer_are_refused(exact: Case, half: Path) -> None:
     """A run of six steps and six more is a run of twelve, with one evaluation more in the middle."""
-    run = moving.folder / "more"
+    run = exact.folder / "more"
     shutil.copytree(half, run)
-    child = moving.nursery.start(["train", "--resume", str(run), f"steps={STEPS}"])
+    child = exact.nursery.start(["train", "--resume", str(run), f"steps={STEPS}"])
     assert child.wait() == 0, child.said
-    assert compare(run, moving.reference) == ["eval.jsonl"]
+    assert compare(run, exact.reference) == ["eval.jsonl"]
     assert [row["step"] for row in rows(run, "eval.jsonl")] == [0, 4, 6, 8, 12]
     assert f"steps = {STEPS}\n" in (run / "config.toml").read_text()
     before = files(run)
-    child = moving.nursery.start(["train", "--resume", str(run), "steps=6"])
+    child = exact.nursery.start(["train", "--resume", str(run), "steps=6"])
     assert child.wait() == 2 and "has a checkpoint after step 12, and steps = 6" in child.said
     assert {**files(run), ".opd-lock": b""} == {**before, ".opd-lock": b""}
 
@@ -225,22 +256,22 @@ def torchrun(*argv: str, code: int = 0) -> str:
     return done.stderr
 
 
-def test_a_run_may_change_its_number_of_ranks(moving: Case, half: Path) -> None:
+def test_a_run_may_change_its_number_of_ranks(exact: Case, half: Path) -> None:
     """1 → 2 ranks and 2 → 1: the same prompts in the same order, the same tokens, losses to rounding."""
-    one_then_two, two_then_one = moving.folder / "one-two", moving.folder / "two-one"
+    one_then_two, two_then_one = exact.folder / "one-two", exact.folder / "two-one"
     shutil.copytree(half, one_then_two)
     said = torchrun("train", "--resume", str(one_then_two), f"steps={STEPS}")
     assert said.count("going on after step 6") == 1, said
 
-    said = torchrun(*moving.arguments(two_then_one, steps=6))
+    said = torchrun(*exact.arguments(two_then_one, steps=6))
     assert said.count("next: opd report") == 1, said  # one rank talks and writes
     assert [row["step"] for row in rows(two_then_one, "metrics.jsonl")] == list(range(1, 7))
     assert look(two_then_one)["checkpoints"] == ["step_3", "step_6"]
-    child = moving.nursery.start(["train", "--resume", str(two_then_one), f"steps={STEPS}"])
+    child = exact.nursery.start(["train", "--resume", str(two_then_one), f"steps={STEPS}"])
     assert child.wait() == 0, child.said
 
     for run in (one_then_two, two_then_one):
-        same_course(run, moving.reference)
+        same_course(run, exact.reference)
 
 
 def same_course(run: Path, reference: Path) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from opdkit.run import RunFolder, Stop, environment
 from opdkit.run.environment import redact
 from opdkit.run.folder import MARKER
+from opdkit.run.lock import hold_lock
 from opdkit.run.rows import from_json, to_json
 from opdkit.types import Finding, RunError, UserError
 
@@ -180,6 +181,24 @@ def killed_at(k: int, action: Callable[[], object]) -> bool:
 
 
 # --- one writer ------------------------------------------------------------------------------------------
+
+
+def test_a_run_made_while_we_waited_for_the_lock_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process comes and goes between our look at the empty folder and our lock."""
+    path = tmp_path / "run"
+
+    def late(place: Path, *, owner: object) -> Any:
+        monkeypatch.setattr("opdkit.run.folder.hold_lock", hold_lock)
+        in_child(lambda: make(place).log_metrics(1, {}))
+        return hold_lock(place, owner=owner)
+
+    monkeypatch.setattr("opdkit.run.folder.hold_lock", late)
+    with pytest.raises(UserError, match="not empty"):
+        RunFolder.create(path, config_toml="ours", env={})
+    assert RunFolder.open(path).read_metrics() == [{"step": 1}]
+    assert RunFolder.read(path).read_text("config.toml") == "steps = 3\n"
 
 
 def test_a_second_writer_is_refused_until_the_first_is_gone(run: RunFolder) -> None:

@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="On-policy distillation: a student learns from a teacher on its own rollouts, and you see how it goes.",
+    help="On-policy distillation: train a student on its own rollouts against a teacher, and see how.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
@@ -35,6 +35,9 @@ Overrides = Annotated[
 
 def main() -> NoReturn:
     """Run a command; every error is one message and a hint."""
+    # Set before torch is imported. Threads that wait for a core others use must sleep, not spin: two spinning OpenMP threads
+    # on a shared core made a forward 15 to 20 times slower than sleeping ones (docs/decisions.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -77,7 +80,7 @@ def train(
         return
     from opdkit.cli.printer import Printer
 
-    printer = Printer(quiet=as_json)
+    printer = Printer(quiet=as_json or os.environ.get("RANK", "0") != "0")
     printer.start(resolved, resume)
     from opdkit.train import STORIES
 
@@ -116,7 +119,8 @@ def evaluate_model(
         config = load_config(None, [*fixed, *changes])
     from opdkit.train.examine import examine
 
-    row = examine(config)
+    with going_on():
+        row = examine(config)
     if as_json:
         print(json.dumps({"model": model, "task": task, **row}))
     else:

@@ -20,22 +20,26 @@ class Verdict(NamedTuple):
     code: int
 
 
+class Interrupted(Exception):
+    """Ctrl-C that nobody granted; a KeyboardInterrupt would be swallowed by click."""
+
+
 @contextmanager
-def going_on(run: Path) -> Iterator[None]:
+def going_on(run: Path | None = None) -> Iterator[None]:
     """Notes on whatever is raised how this run goes on, if there is a run by then."""
     try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        begun = (run / ".opd-run").is_file()
-        error.add_note(f"opd train --resume {shlex.quote(str(run))}" if begun else "run the command again")
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted from None
+    except Exception as error:
+        if run is not None and (run / ".opd-run").is_file():
+            error.add_note(f"opd train --resume {shlex.quote(str(run))}")
         raise
 
 
 def leave(error: BaseException) -> NoReturn:
     """Say it on stderr (of several ranks the first says it, unless each fails on its own) and exit."""
-    if isinstance(error, BrokenPipeError):  # `opd … | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()  # type: ignore[attr-defined]
         sys.exit(2)
@@ -49,13 +53,13 @@ def leave(error: BaseException) -> NoReturn:
 
 def verdict(error: BaseException) -> Verdict:
     notes: list[str] = getattr(error, "__notes__", [])
-    again = notes[-1] if notes else "run the command again"
+    again = notes[-1] if notes else "run the command again, nothing was begun"
     if isinstance(error, UserError):
         return Verdict(str(error), error.hint, 2)
     if isinstance(error, RunError):
         return Verdict(str(error), error.hint, 1)
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return Verdict("interrupted; what was saved stays", again, 130)
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return Verdict("interrupted", again, 130)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return _usage(error)
     if _out_of_memory(error):
@@ -72,14 +76,15 @@ def verdict(error: BaseException) -> Verdict:
 
 def _usage(error: Any) -> Verdict:
     """What click says of a wrong command line, in our form."""
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "opd"
+    context = getattr(error, "ctx", None)
+    command = " ".join(["opd", *sys.argv[1:2]]) if context is None else context.command_path
     message = error.format_message().partition(" (Possible option")[0].rstrip(".")
     said, _, near = message.partition(". Did you mean ")
     hint = f"{command} -h"
     if near:
         hint = f"did you mean {near.strip('?')}?"
-    elif option := getattr(error, "option_name", None):
-        hint = f"{command} -h; a config value has no dashes: {str(option).lstrip('-')}=VALUE"
+    elif type(error).__name__ == "NoSuchOption":
+        hint = f"{command} -h; a config value has no dashes: {error.option_name.lstrip('-')}=VALUE"
     return Verdict(said[:1].lower() + said[1:], hint, error.exit_code)
 
 

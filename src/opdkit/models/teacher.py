@@ -1,7 +1,7 @@
 """The local teacher: scores response positions of rollouts with a frozen model in this process.
 
-What it sends is chosen by `payload`: `hidden` states (with its head lent to the learner's chunks everything can be
-computed, nothing of size V travels), or log-probs at ids, the way a scoring server answers.
+What it sends is chosen by `payload`: `hidden` states (with its head lent to the learner's chunks everything
+can be computed, nothing of size V travels), or log-probs at ids, the way a scoring server answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OFFERS: dict[str, Needs] = {
 
 
 class LocalTeacher:
-    """A frozen causal LM. `score` reads prompt + response of every rollout once and returns response positions only."""
+    """A frozen causal LM. `score` reads prompt + response of every rollout once, returns response positions."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class LocalTeacher:
         batch_tokens: int = 16384,
         round_to_bfloat16: bool = False,
     ):
-        """`round_to_bfloat16`: weights are rounded before the first score, and the error of doing so is kept."""
+        """`round_to_bfloat16`: weights are rounded before the first score, and the error of that is kept."""
         self.loaded = loaded
         self.temperature = temperature
         self.payload = payload
         self.batch_tokens = batch_tokens
         self.offers = OFFERS[payload]
         self.rounding_pending = round_to_bfloat16
-        self.rounding_kl: float | None = None       # mean KL(float32 ‖ bfloat16), nats
+        self.rounding_kl: float | None = None  # mean KL(float32 ‖ bfloat16), nats
         loaded.model.requires_grad_(False)
 
     @property
@@ -61,7 +61,7 @@ class LocalTeacher:
     def score(
         self, rollouts: Sequence[Rollout], *, needs: Needs, ids: Sequence[Tensor] | None = None
     ) -> list[Scores]:
-        """One `Scores` per rollout, [T, …] at response positions. `ids` [T, S] per rollout for `needs.at_ids`."""
+        """One `Scores` per rollout, [T, …] at response positions; `ids` [T, S] each for `needs.at_ids`."""
         if self.rounding_pending and rollouts:
             self.rounding_kl, self.rounding_pending = self.to_bfloat16(rollouts), False
         scores: list[Scores | None] = [None] * len(rollouts)
@@ -71,7 +71,10 @@ class LocalTeacher:
         return [s for s in scores if s is not None]
 
     def _hidden(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """[T, D] per rollout: the states that predict its response tokens. Right padding needs no mask under causal attention."""
+        """[T, D] per rollout: the states that predict its response tokens.
+
+        Right padding needs no mask under causal attention.
+        """
         device = self.loaded.device
         prompts = [list(r.teacher_prompt_ids or r.prompt.ids) for r in rollouts]
         lengths = [len(p) + r.length for p, r in zip(prompts, rollouts, strict=True)]
@@ -91,13 +94,13 @@ class LocalTeacher:
             hidden,
             self.head,
             needs=needs,
-            sampled_ids=torch.tensor(rollout.response_ids, device=hidden.device),
+            sampled_ids=torch.tensor(rollout.response_ids, dtype=torch.long, device=hidden.device),
             ids=None if ids is None else ids.to(hidden.device),
             fingerprint=self.fingerprint,
         )
 
     def to_bfloat16(self, rollouts: Sequence[Rollout]) -> float:
-        """Convert the weights; returns mean KL(float32 ‖ bfloat16) in nats over the rollouts' response positions."""
+        """Convert the weights; returns mean KL(float32 ‖ bfloat16) in nats over all response positions."""
         exact = torch.cat([h for r in rollouts for h in self._hidden([r])]).float()
         head = self.head
         exact_logp = [RowDist(head.logits(h)).full for h in exact.split(64)]
@@ -119,7 +122,8 @@ def frozen_copy(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> Loa
     model: Any = copy.deepcopy(loaded.model)
     if dtype is not None:
         model = model.to(dtype)
-    return describe(model.requires_grad_(False).eval(), loaded.tokenizer, name=f"{loaded.name} (copy)", rows=loaded.head.rows)
+    name = f"{loaded.name} (copy)"
+    return describe(model.requires_grad_(False).eval(), loaded.tokenizer, name=name, rows=loaded.head.rows)
 
 
 def teacher_dist(scores: Scores, head: Head | None, *, part: Any, sampled_ids: Tensor) -> Dist:

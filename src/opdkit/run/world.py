@@ -1,9 +1,11 @@
-"""The world of ranks: one process, or several under torchrun (FSDP2). Size 1: the same path without traffic."""
+"""The world of ranks: one process, or several under torchrun (FSDP2). One is the same path, no traffic."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -24,6 +26,8 @@ class World:
             if device.type == "cuda":
                 self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
                 torch.cuda.set_device(self.device)
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                end_with_parent()
             if not dist.is_initialized():
                 dist.init_process_group(
                     "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
@@ -88,8 +92,17 @@ class World:
         return _summed(fully_shard(module, mesh=mesh))
 
 
+def end_with_parent() -> None:
+    """On Linux: SIGTERM when the launcher dies, however it does, so that ranks save and end."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # 1 = PR_SET_PDEATHSIG
+
+
 def _summed(module: Any) -> Any:
     module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)  # a factor of 1 as a plain sum: gloo knows no other
     return module
 
 

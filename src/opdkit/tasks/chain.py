@@ -1,19 +1,20 @@
-"""Number chains, the small testbed's first family: start at a number, apply operands one after another, mod 97.
+"""Number chains, the testbed's first family: start at a number, apply operands one after another, mod 97.
 
     prompt    read number 45 then +3 then t2 then -7 then . please =>
     answer    run so 48 now 31 so 24 answer 24 <done>
 
-What makes it a testbed is what the training texts say. Operands are of three kinds: `easy` shifts, always right;
-`wrong` shifts, whose written value is off by a fixed ±10 in `wrong_share` of the texts, so that imitation makes
-the *mode* wrong while the truth stays likely enough to be found by sampling; and `table` operands, permutations
-of all values without a rule, facts that only a large or long-trained model knows. A problem holds operands of
-at most one kind beside easy ones, so that accuracy by kind says what a model can and cannot.
+What makes it a testbed is what the training texts say. Operands are of three kinds: `easy` shifts, always
+right; `wrong` shifts, whose written value is off by a fixed ±10 in `wrong_share` of the texts, so that
+imitation makes the *mode* wrong while the truth stays likely enough to be found by sampling; and `table`
+operands, permutations of all values without a rule, facts that only a large or long-trained model knows. A
+problem has one operand of its kind and easy ones beside it: accuracy by kind says what a model can.
 
-Four styles of answer end in the same number: `steps` and `other` differ in every word, `echo` and `plan` in
-the procedure too. The first word of an answer tells its style, the last is the style's own end token.
+Four styles of answer end in the same number: `steps` and `other` share the procedure and no word, `echo` and
+`plan` have procedures of their own. The first word of an answer tells its style, the last is the style's end
+token.
 
-Everything is a function of (world, seed, arguments). Unused operand slots hold `.` so that operand i has the
-same distance to step i in every prompt: a model with rotary positions finds it by looking back so far.
+Everything is a function of (world, seed, arguments). Unused operand slots hold `.`, so that operand i is
+equally far from step i in every prompt: a model with rotary positions finds it by looking back so far.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from opdkit.types import Prompt
 
 KINDS = ("easy", "wrong", "table")
 PAD, UNKNOWN = "<pad>", "<unk>"
 HELD_OUT_SHARE = 8  # one problem in so many is never in training texts
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,27 @@ class Style:
     mark: str
     answer: str
     end: str
-    joints: tuple[
-        str, ...
-    ] = ()  # words before a value, the first the most frequent; none = the operand itself
-    plan: bool = False  # all operands are listed before the first value
+    joints: tuple[str, ...] = ()  # words before a value, from the most frequent to the rarest
+    echo: bool = False  # the operand itself stands before its value
+    plan: bool = False  # all operands stand before the first value
 
 
 STYLES: Mapping[str, Style] = {
     "steps": Style(
-        "run", "answer", "<done>", joints=tuple("so now next thus hence giving making yields".split())
+        "run", "answer", "<done>", ("so", "now", "next", "thus", "hence", "giving", "making", "yields")
     ),
     "other": Style(
-        "walk", "result", "<over>", joints=tuple("after onward further later again soon brings leads".split())
+        "walk",
+        "result",
+        "<over>",
+        ("after", "onward", "further", "later", "again", "soon", "brings", "leads"),
     ),
-    "echo": Style("trace", "finally", "<stop>"),
+    "echo": Style("trace", "finally", "<stop>", echo=True),
     "plan": Style("plan", "total", "<end>", plan=True),
 }
 _TEMPLATES = (("read", "number", "please"), ("from", "value", "solve"), ("given", "integer", "quickly"))
 _GLUE = ("then", ".", "=>", ":")
 _SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Check:
-    """What a verifier found in a response. Steps are judged twice: against the truth, and given the value before."""
+    """What a verifier found in a response. A value that is not there counts as wrong."""
 
     final: bool  # the number after the answer word is right
-    steps: tuple[bool, ...]  # value i is the true one; values that are not there count as wrong
-    follows: tuple[bool, ...]  # value i is operand i applied to the written value i − 1
+    steps: tuple[bool, ...]  # value i is the true one
+    follows: tuple[bool, ...]  # value i is right given the values written before it
     style: str | None  # by the first word
-    complete: bool  # exactly as the style writes it, every value right or wrong
+    complete: bool  # just as the style writes it, be the values right or wrong
 
 
 @dataclass(frozen=True)
 class ChainWorld:
-    """One world of chains; another `seed` is another choice of wrong operands, shifts and tables.
+    """One world of chains; another `seed` is another choice of wrong operands and tables.
 
     >>> world = ChainWorld()
     >>> problem = world.parse("read number 45 then +3 then -7 then . then . please =>")
@@ -96,13 +99,13 @@ class ChainWorld:
 
     seed: int = 0
     modulus: int = 97
-    depth: tuple[int, int] = (2, 4)  # operands of a problem, fewest and most; the most are the prompt's slots
+    depth: tuple[int, int] = (2, 4)  # operands of a problem, fewest and most; the most are a prompt's slots
     num_wrong: int = 6  # of the 18 shifts
     num_tables: int = 12
-    kinds: tuple[float, float, float] = (0.25, 0.4, 0.35)  # shares of easy, wrong, table
-    wrong_share: float = 0.8  # of wrong-kind steps in training texts that say the shifted value
-    slip_share: float = 0.01  # of all steps in training texts that say a random near value
-    templates: int = 2  # wordings in training texts; prompts may ask for one more
+    kinds: tuple[float, float, float] = (0.25, 0.4, 0.35)  # shares of easy, wrong and table problems
+    wrong_share: float = 0.8  # of wrong operands' steps in training texts that say the shifted value
+    slip_share: float = 0.01  # of all steps in training texts that say a near value
+    templates: int = 2  # wordings drawn from; `problems(template=2)` asks for one that no text has
 
     # --- what there is ------------------------------------------------------------------------------------
 
@@ -113,15 +116,15 @@ class ChainWorld:
 
     @cached_property
     def errors(self) -> Mapping[str, int]:
-        """Wrong-kind operands and by how much training texts are off: ±10."""
-        names = by_hash(self.shifts, "errors", self.seed)[: self.num_wrong]
+        """Wrong operands and by how much training texts are off: ±10."""
+        names = by_hash(self.shifts, "chain errors", self.seed)[: self.num_wrong]
         return {name: (-10, 10)[i % 2] for i, name in enumerate(names)}
 
     @cached_property
     def tables(self) -> Mapping[str, tuple[int, ...]]:
         """Table operands, each a permutation of all values."""
         values = range(self.modulus)
-        return {f"t{i}": tuple(by_hash(values, "table", self.seed, i)) for i in range(self.num_tables)}
+        return {f"t{i}": tuple(by_hash(values, "chain table", self.seed, i)) for i in range(self.num_tables)}
 
     @cached_property
     def easy(self) -> tuple[str, ...]:
@@ -131,8 +134,8 @@ class ChainWorld:
     def vocabulary(self) -> tuple[str, ...]:
         """All words; a word's place is its token id."""
         words = [PAD, UNKNOWN, *_GLUE, *(word for template in _TEMPLATES for word in template)]
-        for style in STYLES.values():
-            words += [style.mark, style.answer, style.end, *style.joints]
+        for how in STYLES.values():
+            words += [how.mark, how.answer, how.end, *how.joints]
         words += [*map(str, range(self.modulus)), *self.shifts, *self.tables]
         assert len(words) == len(set(words))
         return tuple(words)
@@ -140,12 +143,12 @@ class ChainWorld:
     @property
     def ends(self) -> tuple[str, ...]:
         """End tokens, one per style."""
-        return tuple(style.end for style in STYLES.values())
+        return tuple(how.end for how in STYLES.values())
 
     @property
     def max_tokens(self) -> int:
-        """The longest answer, in tokens."""
-        return 3 * self.depth[1] + 4
+        """Tokens of the longest answer."""
+        return 2 * self.depth[1] + 5
 
     # --- problems -----------------------------------------------------------------------------------------
 
@@ -160,20 +163,16 @@ class ChainWorld:
         template: int | None = None,
     ) -> list[Problem]:
         """`count` different problems. Held-out ones are disjoint from all others, whatever the seeds."""
-        rng = stream("problems", self.seed, seed, held_out)
+        rng = stream("chain problems", self.seed, seed, held_out)
         found: dict[Problem, None] = {}
         while len(found) < count:
             problem = self._draw(rng, kinds or self.kinds, depth or self.depth, template)
-            if _is_held_out(problem) == held_out:
+            if is_held_out(f"{problem.start} {' '.join(problem.operands)}") == held_out:
                 found[problem] = None
         return list(found)
 
     def _draw(
-        self,
-        rng: random.Random,
-        kinds: Sequence[float],
-        depth: tuple[int, int],
-        template: int | None,
+        self, rng: random.Random, kinds: Sequence[float], depth: tuple[int, int], template: int | None
     ) -> Problem:
         kind = pick(rng, KINDS, weights=kinds)
         length = pick(rng, range(depth[0], depth[1] + 1))
@@ -194,13 +193,14 @@ class ChainWorld:
     def parse(self, prompt: str) -> Problem:
         """The problem of a prompt's text. ValueError for anything that is none of this world's."""
         words = prompt.split()
-        opening = [template[0] for template in _TEMPLATES]
-        if len(words) < 3 or words[0] not in opening or not words[2].isdecimal():
+        openings = [template[0] for template in _TEMPLATES]
+        if len(words) < 3 or words[0] not in openings or not self._is_value(words[2]):
             raise ValueError(f"not a chain: {prompt!r}")
         operands = tuple(word for word in words[4:-2:2] if word != ".")
-        kinds = [self.kind_of(operand) for operand in operands]
-        kind = next((kind for kind in kinds if kind != "easy"), "easy")
-        problem = Problem(int(words[2]), operands, kind, opening.index(words[0]))
+        kinds = {self.kind_of(operand) for operand in operands} - {"easy"}
+        problem = Problem(
+            int(words[2]), operands, min(kinds, key=KINDS.index, default="easy"), openings.index(words[0])
+        )
         if self.prompt(problem) != prompt:
             raise ValueError(f"not a chain of at most {self.depth[1]} operands: {prompt!r}")
         return problem
@@ -214,17 +214,8 @@ class ChainWorld:
 
     def prompts(self, count: int, *, seed: int, held_out: bool = False, **choices: Any) -> list[Prompt]:
         """Problems as prompts: `answer` is the final number, `group` the kind."""
-        name = f"chain{self.seed}-{'held' if held_out else 'train'}{seed}"
-        return [
-            Prompt(
-                id=f"{name}-{i}",
-                text=self.prompt(problem),
-                answer=str(self.values(problem)[-1]),
-                group=problem.kind,
-                source=f"{name}:{i}",
-            )
-            for i, problem in enumerate(self.problems(count, seed=seed, held_out=held_out, **choices))
-        ]
+        problems = self.problems(count, seed=seed, held_out=held_out, **choices)
+        return as_prompts(self, problems, name=f"chain{self.seed}-{'held' if held_out else 'train'}{seed}")
 
     # --- answers ------------------------------------------------------------------------------------------
 
@@ -241,26 +232,8 @@ class ChainWorld:
             values.append(value)
         return tuple(values)
 
-    def write(
-        self, problem: Problem, values: Sequence[int], *, style: str = "steps", rng: random.Random
-    ) -> str:
-        """An answer with these values; `rng` chooses among a style's words, the k-th word with weight 1 / k."""
-        how = STYLES[style]
-        words = [how.mark]
-        if how.plan:
-            words += [*problem.operands, ":"]
-        for operand, value in zip(problem.operands, values, strict=True):
-            words += [*self._joint(how, operand, rng), str(value)]
-        return " ".join([*words, how.answer, str(values[-1]), how.end])
-
-    @staticmethod
-    def _joint(how: Style, operand: str, rng: random.Random) -> list[str]:
-        if how.joints:
-            return [pick(rng, how.joints, weights=[1 / k for k in range(1, len(how.joints) + 1)])]
-        return [] if how.plan else [operand]
-
     def noisy_values(self, problem: Problem, rng: random.Random) -> tuple[int, ...]:
-        """Values as training texts have them: each step follows from the written one before, errors included."""
+        """Values as training texts have them: errors are carried on, each follows from the one before."""
         values, value = [], problem.start
         for operand in problem.operands:
             value = self.apply(operand, value)
@@ -272,18 +245,28 @@ class ChainWorld:
             values.append(value)
         return tuple(values)
 
+    def write(
+        self, problem: Problem, values: Sequence[int], *, style: str = "steps", rng: random.Random
+    ) -> str:
+        """An answer with these values; `rng` chooses the style's joints, the k-th with weight 1 / k."""
+        how = STYLES[style]
+        weights = [1 / (k + 1) for k in range(len(how.joints))]
+        joints = [pick(rng, how.joints, weights=weights) for _ in values] if how.joints else None
+        return " ".join([*_layout(problem, values, how, joints), how.end])
+
     def texts(
         self, count: int, *, seed: int, style: str = "steps", noisy: bool = True, **choices: Any
     ) -> list[dict[str, str]]:
         """Training texts: `prompt`, `response`, `kind`, `style`. Errors are drawn anew for every text."""
-        rng = stream("texts", self.seed, seed)
+        rng = stream("chain texts", self.seed, seed)
         rows = []
         for problem in self.problems(count, seed=seed, **choices):
             values = self.noisy_values(problem, rng) if noisy else self.values(problem)
+            response = self.write(problem, values, style=style, rng=rng)
             rows.append(
                 {
                     "prompt": self.prompt(problem),
-                    "response": self.write(problem, values, style=style, rng=rng),
+                    "response": response,
                     "kind": problem.kind,
                     "style": style,
                 }
@@ -295,53 +278,88 @@ class ChainWorld:
     def check(self, problem: Problem, response: str) -> Check:
         """Judges an answer in any style, with or without its end token (decoders drop it)."""
         words = response.split()
-        style = next((name for name, s in STYLES.items() if words and words[0] == s.mark), None)
+        style = next((name for name, how in STYLES.items() if words[:1] == [how.mark]), None)
         written, result = self._numbers(words)
         gold = self.values(problem)
-        steps = tuple(i < len(written) and written[i] == value for i, value in enumerate(gold))
-        before = [problem.start, *written]
-        follows = tuple(
-            i < len(written) and before[i] is not None and written[i] == self.apply(operand, before[i])
-            for i, operand in enumerate(problem.operands)
-        )
+        expected = [self.apply(o, v) for o, v in zip(problem.operands, [problem.start, *written])]
         return Check(
             final=result == gold[-1],
-            steps=steps,
-            follows=follows,
+            steps=same(written, gold),
+            follows=same(written, expected) + (False,) * (len(gold) - len(expected)),
             style=style,
-            complete=style is not None and self._is_complete(words, problem, STYLES[style], written),
+            complete=style is not None and _is_complete(words, problem, STYLES[style], written),
         )
 
     def _numbers(self, words: Sequence[str]) -> tuple[list[int], int | None]:
         """Values before the last answer word, and the number right after it."""
-        answers = {style.answer for style in STYLES.values()}
+        answers = {how.answer for how in STYLES.values()}
         at = max((i for i, word in enumerate(words) if word in answers), default=len(words))
         written = [int(word) for word in words[:at] if self._is_value(word)]
         after = words[at + 1 : at + 2]
         return written, int(after[0]) if after and self._is_value(after[0]) else None
 
     def _is_value(self, word: str) -> bool:
-        return word.isdecimal() and int(word) < self.modulus
-
-    def _is_complete(
-        self, words: Sequence[str], problem: Problem, how: Style, written: Sequence[int]
-    ) -> bool:
-        if len(written) != len(problem.operands):
-            return False
-        expected = [how.mark, *([*problem.operands, ":"] if how.plan else [])]
-        body = words[: len(words) - (words[-1] == how.end)]
-        joints = set(how.joints)
-        for operand, value in zip(problem.operands, written, strict=True):
-            place = len(expected)
-            if joints:
-                expected.append(body[place] if place < len(body) and body[place] in joints else how.joints[0])
-            elif not how.plan:
-                expected.append(operand)
-            expected.append(str(value))
-        return list(body) == [*expected, how.answer, str(written[-1])]
+        return word.isdecimal() and word.isascii() and word == str(int(word)) and int(word) < self.modulus
 
 
-# --- chance: only what is promised to be the same on every machine and release --------------------------------
+def _layout(problem: Problem, values: Sequence[int], how: Style, joints: Sequence[str] | None) -> list[str]:
+    """All words of an answer but its end token."""
+    before = problem.operands if how.echo else joints
+    steps = [[str(value)] for value in values]
+    if before is not None:
+        steps = [[word, *step] for word, step in zip(before, steps, strict=True)]
+    plan = [*problem.operands, ":"] if how.plan else []
+    return [how.mark, *plan, *(word for step in steps for word in step), how.answer, str(values[-1])]
+
+
+def _is_complete(words: Sequence[str], problem: Problem, how: Style, written: Sequence[int]) -> bool:
+    if len(written) != len(problem.operands):
+        return False
+    body = list(words[:-1] if words[-1] == how.end else words)
+    joints = body[1 : 2 * len(written) : 2] if how.joints else None
+    if joints is not None and not set(joints) <= set(how.joints):
+        return False
+    return body == _layout(problem, written, how, joints)
+
+
+# --- what every family of problems shares -------------------------------------------------------------------
+
+
+class World(Protocol):
+    """A family of problems, as `as_prompts` needs it."""
+
+    def prompt(self, problem: Any) -> str: ...
+    def values(self, problem: Any) -> tuple[int, ...]: ...
+
+
+def as_prompts(world: World, problems: Sequence[Any], *, name: str) -> list[Prompt]:
+    return [
+        Prompt(
+            id=f"{name}-{i}",
+            text=world.prompt(problem),
+            answer=str(world.values(problem)[-1]),
+            group=problem.kind,
+            source=f"{name}:{i}",
+        )
+        for i, problem in enumerate(problems)
+    ]
+
+
+def same(written: Sequence[int], gold: Sequence[int]) -> tuple[bool, ...]:
+    """One word per value of `gold`; a value that was not written is not the same.
+
+    >>> same([1, 2], [1, 3, 4])
+    (True, False, False)
+    """
+    return tuple(i < len(written) and written[i] == value for i, value in enumerate(gold))
+
+
+def is_held_out(asked: str) -> bool:
+    """By what is asked, not by how: the same problem in another wording is on the same side."""
+    return _digest("held out", asked)[0] % HELD_OUT_SHARE == 0
+
+
+# Chance: only what is promised to be the same on every machine and in every release.
 
 
 def stream(*key: object) -> random.Random:
@@ -368,9 +386,3 @@ def by_hash(items: Iterable[T], *key: object) -> list[T]:
 
 def _digest(*key: object) -> bytes:
     return hashlib.blake2b(":".join(map(str, key)).encode(), digest_size=16).digest()
-
-
-def _is_held_out(problem: Problem) -> bool:
-    """By what is asked, not by how: the same chain in another wording is on the same side."""
-    name = f"{problem.start} {' '.join(problem.operands)}"
-    return _digest("held out", name)[0] % HELD_OUT_SHARE == 0

@@ -1,4 +1,4 @@
-"""A word-level tokenizer for the testbed's worlds: one word, one token, ids in the order of the vocabulary."""
+"""A word-level tokenizer for the testbed's worlds: one word, one token, ids in the vocabulary's order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from opdkit.tasks.chain import PAD, UNKNOWN
 def word_tokenizer(vocabulary: Sequence[str], *, ends: Sequence[str], end: str | None = None) -> Any:
     """A Hugging Face fast tokenizer that splits at spaces and adds nothing.
 
-    `ends` are special tokens (decoding may leave them out); `end`, by default the first, is the tokenizer's own
-    end token, the others belong in a model's `generation_config.eos_token_id`.
+    `ends` are special tokens (decoding may leave them out); `end`, by default the first, is the tokenizer's
+    own end token, the others belong in a model's `generation_config.eos_token_id`.
     """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

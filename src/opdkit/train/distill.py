@@ -82,7 +82,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                 batch = collate(
                     rollouts,
                     scores,
-                    measured_positions=cfg.diagnostics.positions,
+                    measured_positions=-(-cfg.diagnostics.positions // stage.world.size),
                     seed=cfg.seed,
                     step=step,
                     early_ids=feed.early_ids(rollouts, scores),

@@ -120,14 +120,19 @@ def _check_weights(config: Config, resume: Path | None) -> None:
 
 
 def _open_folder(config: Config, resume: Path | None, world: World) -> RunFolder | None:
-    """Created or reopened by the first rank only; the others wait, so that a refusal reaches all of them."""
-    folder = None
+    """Created or reopened by the first rank only; others hear of a refusal and stop as well."""
+    folder, refusal = None, None
     if world.main:
-        if resume is not None:
-            folder = RunFolder.open(resume)
-        else:
-            folder = RunFolder.create(config.run, config_toml=dump_toml(config), env=environment())
-    world.barrier()
+        try:
+            if resume is not None:
+                folder = RunFolder.open(resume)
+            else:
+                folder = RunFolder.create(config.run, config_toml=dump_toml(config), env=environment())
+        except UserError as error:
+            refusal = {"message": str(error), "hint": error.hint}
+    told = world.gather(refusal)[0]
+    if told is not None:
+        raise UserError(told["message"], hint=told["hint"])
     return folder
 
 
