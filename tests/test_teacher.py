@@ -26,7 +26,7 @@ EVERYTHING = Needs(sampled=True, top_k=5, at_ids=True, entropy=True)
 
 
 def ragged(rows: int = 384) -> list[Rollout]:
-    """Responses of 1 to 10 tokens after prompts of 1 to 7, with and without an end token, and an end alone."""
+    """Responses of 1 to 10 tokens after prompts of 1 to 7, with and without an end token; an end alone."""
     generator = torch.Generator().manual_seed(3)
 
     def ids(count: int) -> tuple[int, ...]:

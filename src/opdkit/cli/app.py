@@ -35,8 +35,8 @@ Overrides = Annotated[
 
 def main() -> NoReturn:
     """Run a command; every error is one message and a hint."""
-    # Set before torch is imported. Threads that wait for a core others use must sleep, not spin: two spinning OpenMP threads
-    # on a shared core made a forward 15 to 20 times slower than sleeping ones (docs/decisions.md).
+    # Set before torch is imported. Threads that wait for a core others use must sleep, not spin: two spinning
+    # OpenMP threads on a shared core made a forward 15 to 20 times slower than sleeping (docs/decisions.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -276,9 +276,10 @@ def _check_folder(name: str) -> None:
     if path.is_file():
         hint = f"did you mean {path.parent}?" if (path.parent / "config.json").is_file() else _ANY_MODEL
         raise UserError(f"{name} is a file, not a model folder", hint=hint)
-    in_a_folder = path.parent.is_dir() and str(path.parent) != "."
+    near = _near_folder(path)
+    in_a_folder = path.parent.is_dir() and (str(path.parent) != "." or near is not None)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or in_a_folder:
-        raise UserError(f"no model folder at {name}", hint=_near_folder(path) or _ANY_MODEL)
+        raise UserError(f"no model folder at {name}", hint=near or _ANY_MODEL)
 
 
 _ANY_MODEL = "give an existing folder, or a Hub id such as Qwen/Qwen3-1.7B-Base"
@@ -286,7 +287,7 @@ _ANY_MODEL = "give an existing folder, or a Hub id such as Qwen/Qwen3-1.7B-Base"
 
 def _near_folder(path: Path) -> str | None:
     parent = path.parent if path.parent.is_dir() else Path(".")
-    names = [p.name for p in parent.iterdir() if p.is_dir()]
+    names = [p.name for p in parent.iterdir() if (p / "config.json").is_file()]
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {parent / near[0]}?" if near else None
 
@@ -311,7 +312,7 @@ def _cannot_open(name: str, what: str, error: Exception) -> UserError:
         )
     folder = Path(name)
     if not folder.is_dir():
-        reason, hint = _first_line(error), _near_folder(folder) or f"{_ANY_MODEL} that can be reached"
+        reason, hint = _first_line(error), f"{_ANY_MODEL} that can be reached"
     elif what == "tokenizer" and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return UserError(
             f"{name} holds no tokenizer",

@@ -27,7 +27,7 @@ OFFERS: dict[str, Needs] = {
 
 
 class LocalTeacher:
-    """A frozen causal LM. `score` reads prompt + response of every rollout once, returns response positions."""
+    """A frozen causal LM. `score` reads every rollout once and returns response positions only."""
 
     def __init__(
         self,
