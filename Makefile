@@ -30,9 +30,9 @@ demo: install smollm2
 
 ## make test          the whole test suite (make test-fast leaves out the real model)
 test: install smollm2
-	OPD_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest tests -n $(JOBS) --dist loadscope
+	OPD_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 test-fast: install
-	$(BIN)/python -m pytest tests -m "not real"
+	$(BIN)/python -m pytest -m "not real"
 
 ## make check         ruff, types, floors
 check: install

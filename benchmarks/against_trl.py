@@ -31,10 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from assets import make_assets, read_prompts
 from datasets import Dataset
-from lengths import FILE as LENGTHS
-from machine import facts, one_core, write
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -44,7 +41,17 @@ from transformers import (
 )
 from trl import DistillationConfig, DistillationTrainer
 
-from opdkit.config import DiagnosticsConfig, LearnerConfig, ModelConfig, ObjectiveConfig, OptimConfig, SamplingConfig
+from assets import make_assets, read_prompts
+from lengths import FILE as LENGTHS
+from machine import facts, one_core, write
+from opdkit.config import (
+    DiagnosticsConfig,
+    LearnerConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    SamplingConfig,
+)
 from opdkit.models.load import open_model
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
@@ -95,10 +102,14 @@ class Ours:
 
     def __init__(self, assets: Path, part: Part):
         cpu = torch.device("cpu")
-        student, teacher = (open_model(ModelConfig(model=str(assets / n)), device=cpu) for n in ("student", "teacher"))
+        student, teacher = (
+            open_model(ModelConfig(model=str(assets / n)), device=cpu) for n in ("student", "teacher")
+        )
         self.part, self.diagnostics = part, DiagnosticsConfig()
         self.objective = Objective(ObjectiveConfig(preset="full"))
-        self.sampling = SamplingConfig(responses=part.responses, max_tokens=part.max_tokens, min_tokens=part.max_tokens)
+        self.sampling = SamplingConfig(
+            responses=part.responses, max_tokens=part.max_tokens, min_tokens=part.max_tokens
+        )
         self.sampler, self.teacher = LocalSampler(student), LocalTeacher(teacher)
         self.rows = student.head.rows
         self.learner = Learner(
@@ -123,7 +134,9 @@ class Ours:
         with self._timed("score"):
             scores = self.teacher.score(rollouts, needs=Needs(full=True))
         with self._timed("update"):
-            batch = collate(rollouts, scores, measured_positions=self.diagnostics.positions, seed=SEED, step=step)
+            batch = collate(
+                rollouts, scores, measured_positions=self.diagnostics.positions, seed=SEED, step=step
+            )
             signal = self.objective.prepare(batch)
             update = self.learner.update(
                 batch, signal, objective=self.objective, teacher_head=self.teacher.head, step=step
@@ -257,7 +270,8 @@ def trainer(assets: Path, part: Part, folder: str) -> tuple[DistillationTrainer,
     """TRL through its public configuration, but for `generate`, which is watched (and told the lengths)."""
     tokenizer = AutoTokenizer.from_pretrained(assets / "student", padding_side="left")
     student, teacher = (
-        AutoModelForCausalLM.from_pretrained(assets / name, dtype=torch.float32) for name in ("student", "teacher")
+        AutoModelForCausalLM.from_pretrained(assets / name, dtype=torch.float32)
+        for name in ("student", "teacher")
     )
     end = tokenizer.eos_token_id
     generations = Generations(student.generate, part, end)
@@ -344,9 +358,13 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def main() -> int:
     known = parts()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--assets", type=Path, default=Path(".cache/bench"))
-    parser.add_argument("--part", choices=known, action="append", help="default: all; only a full run is written")
+    parser.add_argument(
+        "--part", choices=known, action="append", help="default: all; only a full run is written"
+    )
     parser.add_argument("--pairs", type=int, help="timed pairs per part")
     given = parser.parse_args()
     core, machine = one_core(), facts("trl", "accelerate", "datasets")

@@ -31,8 +31,8 @@ SIZES: dict[str, dict[str, int]] = {
         "intermediate_size": 768,
     },
 }  # fmt: skip
-NAMES = "Ada Ben Cleo Dan Eve Finn Gia Hal Ivy Jon".split()
-THINGS = "apples pears coins cards books pens stamps shells beads nuts".split()
+NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gia", "Hal", "Ivy", "Jon"]
+THINGS = ["apples", "pears", "coins", "cards", "books", "pens", "stamps", "shells", "beads", "nuts"]
 CHAT_TEMPLATE = (  # TRL wants one with {% generation %}; prompts are plain text and never go through it
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from assets import make_assets, read_prompts
-from machine import facts, one_core, write
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from assets import make_assets, read_prompts
+from machine import facts, one_core, write
 from opdkit.config import (
     DiagnosticsConfig,
     LearnerConfig,
@@ -83,10 +83,20 @@ class Step:
         if not measuring:
             batch = replace(batch, measured=torch.zeros_like(batch.measured))
         update = self.learner.update(
-            batch, self.objective.prepare(batch), objective=self.objective, teacher_head=self.teacher.head, step=step
+            batch,
+            self.objective.prepare(batch),
+            objective=self.objective,
+            teacher_head=self.teacher.head,
+            step=step,
         )
         metrics_row(
-            step, update, rollouts, learner=self.learner, seconds={"step": 1.0}, rows=self.rows, ks=self.diagnostics.ks
+            step,
+            update,
+            rollouts,
+            learner=self.learner,
+            seconds={"step": 1.0},
+            rows=self.rows,
+            ks=self.diagnostics.ks,
         )
         return time.process_time() - began
 
@@ -113,7 +123,9 @@ def compare(step: Step, prompts: Sequence[Prompt], *, pairs: int) -> dict[str, A
 
 def small(assets: Path, *, pairs: int) -> dict[str, Any]:
     make_assets(assets)
-    student, teacher = (open_model(ModelConfig(model=str(assets / name)), device=CPU) for name in ("student", "teacher"))
+    student, teacher = (
+        open_model(ModelConfig(model=str(assets / name)), device=CPU) for name in ("student", "teacher")
+    )
     prompts = [Prompt(id=str(i), ids=tuple(row["ids"])) for i, row in enumerate(read_prompts(assets))]
     return compare(Step(student, teacher, pairs=pairs + WARM_UP), prompts, pairs=pairs)
 
@@ -152,7 +164,9 @@ def _stub(seed: int) -> LoadedModel:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--assets", type=Path, default=Path(".cache/bench"))
     given = parser.parse_args()
     one_core()

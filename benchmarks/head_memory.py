@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import facts, one_core, write
 from torch import Tensor, nn
 
+from machine import facts, one_core, write
 from opdkit.config import ObjectiveConfig
 from opdkit.models.head import Head
 from opdkit.models.load import LoadedModel
@@ -90,7 +90,8 @@ class Stage:
             gather=torch.arange(positions),
             sampled_ids=self.sampled_ids,
             weight=torch.ones(positions),
-            measured=torch.arange(positions) % max(positions // max(measured, 1), 1) == (0 if measured else -1),
+            measured=torch.arange(positions) % max(positions // max(measured, 1), 1)
+            == (0 if measured else -1),
             index=torch.arange(positions),
             support=of_ids(self.ids, source="sampler") if given_ids or objective.columns_only else None,
             teacher=Scores(fingerprint="", hidden=self.teacher_hidden),
@@ -165,7 +166,9 @@ def in_own_process(*arguments: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--all", action="store_true", help="with the slow runs that add nothing new")
     parser.add_argument("--one", nargs=3, metavar=("SIDE", "T", "MEASURED"), help=argparse.SUPPRESS)
     parser.add_argument("--agreement", action="store_true", help=argparse.SUPPRESS)
@@ -192,7 +195,12 @@ def report(runs: list[tuple[str, int, int]]) -> None:
     naive = {row["T"]: row["extra_mb"] for row in result["rows"] if row["side"] == "naive"}
     if 2048 in naive:
         slope = (naive[2048] - naive[512]) / (2048 - 512)
-        row = {"side": "naive", "T": 8192, "measured": 0, "extra_mb": round(naive[2048] + slope * (8192 - 2048))}
+        row = {
+            "side": "naive",
+            "T": 8192,
+            "measured": 0,
+            "extra_mb": round(naive[2048] + slope * (8192 - 2048)),
+        }
         _tell(result, row | {"seconds": None, "extrapolated": "linearly from T = 512 and 2048; not run"})
     result["agreement"] = in_own_process("--agreement")
     for name, error in result["agreement"].items():

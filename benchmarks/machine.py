@@ -41,5 +41,9 @@ def write(name: str, result: dict[str, Any]) -> None:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] if info.is_file() else []
+    names = (
+        [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return names[0] if names else platform.processor()

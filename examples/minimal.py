@@ -29,14 +29,16 @@ def main(student_name, teacher_name, *prompts):
         for prompt in prompts:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             with torch.no_grad():
-                rollout = student.generate(ids, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=MAX_TOKENS)
-                q = logits_at_response(teacher, rollout, ids.shape[1]).log_softmax(-1)      # T V
-            p = logits_at_response(student, rollout, ids.shape[1]).log_softmax(-1)          # T V
-            support = p.topk(K).indices                                                     # T K: what the student would say
+                rollout = student.generate(
+                    ids, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=MAX_TOKENS
+                )
+                q = logits_at_response(teacher, rollout, ids.shape[1]).log_softmax(-1)  # T V
+            p = logits_at_response(student, rollout, ids.shape[1]).log_softmax(-1)  # T V
+            support = p.topk(K).indices  # T K: what the student would say
             p_S, q_S = p.gather(-1, support), q.gather(-1, support)
-            weight = p_S.detach().softmax(-1)                                               # renormalised over the support
-            advantage = (q_S - p_S).detach()                                                # full-vocabulary log-ratio
-            loss = -(weight * advantage * p_S).sum(-1)                                      # K terms per position
+            weight = p_S.detach().softmax(-1)  # renormalised over the support
+            advantage = (q_S - p_S).detach()  # full-vocabulary log-ratio
+            loss = -(weight * advantage * p_S).sum(-1)  # K terms per position
             (loss.sum() / MAX_TOKENS).backward()
             total, count = total - (weight * advantage).sum().item(), count + len(p)
         optimizer.step()

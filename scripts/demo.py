@@ -20,7 +20,9 @@ CONFIG = Path(__file__).parent.parent / "configs" / "smollm2-smoke.toml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--student", required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -29,8 +31,18 @@ def main() -> None:
     args.out.mkdir(parents=True)
 
     script = Path(__file__).parent / "differing_copy.py"
-    step([sys.executable, str(script), args.student, str(teacher)], "a teacher: the student's weights with a little noise")
-    train = [*OPD, "train", str(CONFIG), f"student.model={args.student}", f"teacher.model={teacher}", f"run={run}"]
+    step(
+        [sys.executable, str(script), args.student, str(teacher)],
+        "a teacher: the student's weights with a little noise",
+    )
+    train = [
+        *OPD,
+        "train",
+        str(CONFIG),
+        f"student.model={args.student}",
+        f"teacher.model={teacher}",
+        f"run={run}",
+    ]
     kill_after_first_checkpoint(train, run)
     step([*OPD, "train", "--resume", str(run)], "it goes on from the last complete checkpoint, bit for bit")
     step([*OPD, "report", str(run)], "one page that explains the run")

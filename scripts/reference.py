@@ -24,7 +24,9 @@ COMMANDS = ("train", "eval", "report")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     text = page()
     if not parser.parse_args().check:
@@ -38,8 +40,8 @@ def page() -> str:
         "# Reference",
         "Made from the code by `python scripts/reference.py`; do not edit.",
         "## Config",
-        "TOML. A bare string stands for a table with one key: `student = \"folder\"`, `teacher = \"folder\"`, "
-        "`task = \"prompts.jsonl\"`, `objective = \"sampled\"`. Every key can be overridden on the command line: `optim.lr=1e-5`.",
+        'TOML. A bare string stands for a table with one key: `student = "folder"`, `teacher = "folder"`, '
+        '`task = "prompts.jsonl"`, `objective = "sampled"`. Every key can be overridden on the command line: `optim.lr=1e-5`.',
         *tables(Config, ""),
         "### Presets of `objective`",
         preset_table(),
@@ -55,8 +57,12 @@ def tables(record: type[BaseModel], prefix: str, title: str = "### Top level") -
     for name, field in record.model_fields.items():
         inner = list(records_in(field.annotation))
         nested += [(name, r) for r in inner]
-        kind = " or ".join(f"[{r.__name__}](#{anchor(prefix + name, r)})" for r in inner) or shown_type(field.annotation)
-        rows.append(f"| `{prefix}{name}` | {kind} | {shown_default(field.default)} | {cell(field.description or '')} |")
+        kind = " or ".join(f"[{r.__name__}](#{anchor(prefix + name, r)})" for r in inner) or shown_type(
+            field.annotation
+        )
+        rows.append(
+            f"| `{prefix}{name}` | {kind} | {shown_default(field.default)} | {cell(field.description or '')} |"
+        )
     yield f"{title}\n\n" + "\n".join(rows)
     for name, inner_record in nested:
         yield from tables(inner_record, f"{prefix}{name}.", f"### {prefix}{name}: {inner_record.__name__}")
@@ -81,7 +87,11 @@ def shown_type(annotation: object) -> str:
         return " · ".join(f"`{value}`" for value in arguments)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(shown_type(a) for a in arguments if a is not type(None))
-    return getattr(annotation, "__name__", str(annotation)) if not arguments else str(annotation).replace("typing.", "")
+    return (
+        getattr(annotation, "__name__", str(annotation))
+        if not arguments
+        else str(annotation).replace("typing.", "")
+    )
 
 
 def shown_default(value: object) -> str:
@@ -99,13 +109,21 @@ def cell(text: str) -> str:
 def preset_table() -> str:
     keys = ("support", "k", "divergence", "normalisation", "estimator", "weights")
     rows = [f"| preset | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    rows += [f"| `{name}` | {' | '.join(str(preset[key]) for key in keys)} |" for name, preset in PRESETS.items()]
+    rows += [
+        f"| `{name}` | {' | '.join(str(preset[key]) for key in keys)} |" for name, preset in PRESETS.items()
+    ]
     return "\n".join(rows)
 
 
 def help_text(command: str) -> str:
     env = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
-    result = subprocess.run([sys.executable, "-m", "opdkit", command, "--help"], capture_output=True, text=True, env=env, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "opdkit", command, "--help"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    )
     return result.stdout.replace("python -m opdkit", "opd").strip()
 
 

@@ -1,6 +1,6 @@
 """What one rank does in tests/test_ranks.py; started by torchrun. Writes losses and gradients as JSON + safetensors.
 
-    torchrun --nproc-per-node 2 tests/ranks.py OUT [tied|untied]
+torchrun --nproc-per-node 2 tests/ranks.py OUT [tied|untied]
 """
 
 import json
@@ -12,18 +12,24 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from models import tiny_loaded  # noqa: E402
+from models import tiny_loaded
+from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig
+from opdkit.models.student import Student
+from opdkit.models.teacher import LocalTeacher
+from opdkit.objectives import Objective
+from opdkit.run.world import World, whole
+from opdkit.train.collate import collate
+from opdkit.train.learner import Learner
+from opdkit.types import Needs, Prompt, Rollout
 
-from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig  # noqa: E402
-from opdkit.models.student import Student  # noqa: E402
-from opdkit.models.teacher import LocalTeacher  # noqa: E402
-from opdkit.objectives import Objective  # noqa: E402
-from opdkit.run.world import World, whole  # noqa: E402
-from opdkit.train.collate import collate  # noqa: E402
-from opdkit.train.learner import Learner  # noqa: E402
-from opdkit.types import Needs, Prompt, Rollout  # noqa: E402
-
-LENGTHS = [(5, 9), (3, 4), (8, 1), (4, 7), (6, 12), (2, 3)]   # (prompt, response) tokens, two responses per prompt
+LENGTHS = [
+    (5, 9),
+    (3, 4),
+    (8, 1),
+    (4, 7),
+    (6, 12),
+    (2, 3),
+]  # (prompt, response) tokens, two responses per prompt
 
 
 def rollouts(vocabulary: int) -> list[Rollout]:
@@ -38,7 +44,9 @@ def rollouts(vocabulary: int) -> list[Rollout]:
     return found
 
 
-def learn(world: World, *, tie: bool, preset: str, steps: int = 3) -> tuple[list[float], list[float], dict, dict]:
+def learn(
+    world: World, *, tie: bool, preset: str, steps: int = 3
+) -> tuple[list[float], list[float], dict, dict]:
     """`steps` updates on this rank's share; losses, gradient norms, final weights, gradients of a first backward."""
     student = tiny_loaded("llama", seed=1, tie=tie, dtype=torch.float64)
     teacher = LocalTeacher(tiny_loaded("llama", seed=2, dtype=torch.float64, hidden=48))
@@ -52,12 +60,14 @@ def learn(world: World, *, tie: bool, preset: str, steps: int = 3) -> tuple[list
     )
     objective = Objective(ObjectiveConfig(preset=preset))
     everything = rollouts(student.head.rows)
-    mine = [r for r in everything if int(r.prompt.id) % world.size == world.rank]     # groups stay on one rank
+    mine = [r for r in everything if int(r.prompt.id) % world.size == world.rank]  # groups stay on one rank
     batch = collate(mine, teacher.score(mine, needs=Needs(sampled=True)))
     signal = objective.prepare(batch)
     count = learner._global_count(signal)
     learner._backward(batch, signal, objective, teacher.head, count)
-    gradients = {n: whole(p.grad).clone() for n, p in learner.student.model.named_parameters() if p.grad is not None}
+    gradients = {
+        n: whole(p.grad).clone() for n, p in learner.student.model.named_parameters() if p.grad is not None
+    }
     learner.optimizer.zero_grad()
     losses, norms = [], []
     for step in range(steps):
@@ -67,7 +77,9 @@ def learn(world: World, *, tie: bool, preset: str, steps: int = 3) -> tuple[list
     weights = {n: w.clone() for n, w in learner.weights().items()}
     if tie:
         model = learner.student.model
-        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight, "tied weights came apart"
+        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight, (
+            "tied weights came apart"
+        )
     return losses, norms, weights, gradients
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from models import tiny_model, tiny_tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -139,7 +139,18 @@ def tracked() -> list[Path]:
 
 def test_no_machine_in_the_repository() -> None:
     """No path of a machine, no registry's host, nothing large."""
-    marks = re.compile("|".join(["/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/", "py" + r"pi\.org", "python" + "hosted", "npm" + "js"]))
+    marks = re.compile(
+        "|".join(
+            [
+                "/wo" + "rk/",
+                "/ro" + "ot/",
+                "/ho" + "me/",
+                "py" + r"pi\.org",
+                "python" + "hosted",
+                "npm" + "js",
+            ]
+        )
+    )
     for path in tracked():
         if not path.is_file():
             continue
@@ -155,7 +166,15 @@ def test_nothing_unsafe_is_called() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                if name in ("eval", "exec", "torch.load", "torch.save", "pickle.load", "pickle.loads", "yaml.load"):
+                if name in (
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "torch.save",
+                    "pickle.load",
+                    "pickle.loads",
+                    "yaml.load",
+                ):
                     bad.append(f"{path.name}:{node.lineno} {name}")
                 bad += [
                     f"{path.name}:{node.lineno} trust_remote_code"
@@ -176,5 +195,11 @@ def test_readme_shows_the_two_commands() -> None:
 def test_reference_page_is_fresh() -> None:
     import sys
 
-    result = subprocess.run([sys.executable, "scripts/reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "scripts/reference.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr

@@ -1,5 +1,6 @@
 """The learner: one normalisation, any split, guards, schedules, precision."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -8,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import tiny_loaded
-from ranks import rollouts
 
+from models import tiny_loaded
 from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig
 from opdkit.models.student import Student
 from opdkit.models.teacher import LocalTeacher
@@ -19,6 +19,7 @@ from opdkit.run.world import World
 from opdkit.train.collate import collate, micro_batches
 from opdkit.train.learner import Learner, learning_rate
 from opdkit.types import Batch, Needs, RunError, Signal
+from ranks import rollouts
 
 WORLD = World(torch.device("cpu"))
 
@@ -47,7 +48,9 @@ def make_batch(
     return collate(rows, teacher.score(rows, needs=Needs(sampled=True))), objective, teacher
 
 
-def gradients(learner: Learner, batch: Batch, signal: Signal, objective: Objective, teacher: LocalTeacher) -> dict[str, torch.Tensor]:
+def gradients(
+    learner: Learner, batch: Batch, signal: Signal, objective: Objective, teacher: LocalTeacher
+) -> dict[str, torch.Tensor]:
     learner.optimizer.zero_grad()
     learner._backward(batch, signal, objective, teacher.head, learner._global_count(signal))
     return {n: p.grad.clone() for n, p in learner.student.model.named_parameters() if p.grad is not None}
@@ -61,11 +64,15 @@ def relative_error(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor
 
 
 @settings(max_examples=12, deadline=None)
-@given(budget=st.integers(1, 200), chunk=st.integers(1, 40), preset=st.sampled_from(["paper", "full", "sampled"]))
+@given(
+    budget=st.integers(1, 200), chunk=st.integers(1, 40), preset=st.sampled_from(["paper", "full", "sampled"])
+)
 def test_any_split_gives_the_same_gradient(budget: int, chunk: int, preset: str) -> None:
     batch, objective, teacher = make_batch(preset=preset)
     signal = objective.prepare(batch)
-    whole = gradients(make_learner(learner=LearnerConfig(batch_tokens=10**6)), batch, signal, objective, teacher)
+    whole = gradients(
+        make_learner(learner=LearnerConfig(batch_tokens=10**6)), batch, signal, objective, teacher
+    )
     cut = make_learner(learner=LearnerConfig(batch_tokens=budget), chunk_rows=chunk)
     assert relative_error(gradients(cut, batch, signal, objective, teacher), whole) <= 1e-12
 
@@ -104,7 +111,13 @@ def test_untrained_tokens_change_nothing() -> None:
     batch, objective, teacher = make_batch()
     keep = torch.ones(len(batch.row), dtype=torch.bool)
     keep[batch.row == 3] = False
-    masked = gradients(make_learner(), replace(batch, trained=keep), objective.prepare(replace(batch, trained=keep)), objective, teacher)
+    masked = gradients(
+        make_learner(),
+        replace(batch, trained=keep),
+        objective.prepare(replace(batch, trained=keep)),
+        objective,
+        teacher,
+    )
     rows = [r for i, r in enumerate(batch.rollouts) if i != 3]
     without = collate(rows, teacher.score(rows, needs=Needs(sampled=True)))
     left_out = gradients(make_learner(), without, objective.prepare(without), objective, teacher)
@@ -172,7 +185,9 @@ def test_clipping_bounds_the_norm() -> None:
     free = gradients(learner, batch, signal, objective, teacher)
     norm = learner._clip()
     assert norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in free.values())))
-    after = math.sqrt(sum(float(p.grad.square().sum()) for p in learner.student.parameters() if p.grad is not None))
+    after = math.sqrt(
+        sum(float(p.grad.square().sum()) for p in learner.student.parameters() if p.grad is not None)
+    )
     assert norm > 1e-3 and after == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -182,7 +197,9 @@ def test_the_loss_falls_and_the_optimizer_state_comes_back() -> None:
 
     def go(learner: Learner, first: int, last: int) -> list[float]:
         return [
-            learner.update(batch, signal, objective=objective, teacher_head=teacher.head, step=s).tally.means()["loss"]
+            learner.update(
+                batch, signal, objective=objective, teacher_head=teacher.head, step=s
+            ).tally.means()["loss"]
             for s in range(first, last)
         ]
 
@@ -207,7 +224,10 @@ def test_bfloat16_compute_keeps_float32_masters_and_is_close() -> None:
     exact = gradients(make_learner(dtype=torch.float32), batch, signal, objective, teacher)
     learner = make_learner(dtype=torch.float32, compute=torch.bfloat16)
     rough = gradients(learner, batch, signal, objective, teacher)
-    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32 for p in learner.student.parameters())
+    assert all(
+        p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32
+        for p in learner.student.parameters()
+    )
     assert 1e-6 < relative_error(rough, exact) < 0.2
 
 
@@ -215,13 +235,15 @@ def test_schedules() -> None:
     cosine = OptimConfig(lr=2.0, schedule="cosine", warmup_steps=2)
     rates = [learning_rate(cosine, step=s, steps=10) for s in range(10)]
     assert rates[:2] == [1.0, 2.0] and rates[2] == 2.0
-    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False)) and 0 < rates[-1] < 0.2
+    assert all(a > b for a, b in itertools.pairwise(rates[2:])) and 0 < rates[-1] < 0.2
     assert learning_rate(OptimConfig(lr=3.0), step=7, steps=9) == 3.0
 
 
 def test_micro_batches_cover_every_position_once() -> None:
     batch, objective, _ = make_batch()
-    parts = list(micro_batches(batch, objective.prepare(batch), budget=40, device=torch.device("cpu"), at_least=12))
+    parts = list(
+        micro_batches(batch, objective.prepare(batch), budget=40, device=torch.device("cpu"), at_least=12)
+    )
     assert len(parts) == 12 and len(parts[-1].index) == 0
     index = torch.cat([p.index for p in parts])
     assert sorted(index.tolist()) == list(range(len(batch.row)))

@@ -595,7 +595,9 @@ def test_slots_that_are_not_kept_may_hold_anything(spec, data):
     junk_p, junk_q = (torch.tensor(data.draw(fill), dtype=torch.float64).view(3, width) for _ in range(2))
 
     def run(p_slots, q_slots):
-        return value_and_gradient(lambda z: Objective(spec).local(slots(z, support), slots(q_slots, support), support), p_slots)
+        return value_and_gradient(
+            lambda z: Objective(spec).local(slots(z, support), slots(q_slots, support), support), p_slots
+        )
 
     clean = run(torch.where(keep, p, 0.0), torch.where(keep, q, 0.0))
     dirty = run(torch.where(keep, p, junk_p), torch.where(keep, q, junk_q))

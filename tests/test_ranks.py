@@ -7,17 +7,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import learn
 from safetensors.torch import load_file
 
 from opdkit.run.world import World
+from ranks import learn
 
 SCRIPT = Path(__file__).parent / "ranks.py"
 
 
-def torchrun(script: Path, *arguments: str, ranks: int = 2, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(script)]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+def torchrun(
+    script: Path, *arguments: str, ranks: int = 2, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        str(script),
+    ]
+    result = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
     assert result.returncode == 0, result.stderr[-4000:]
     return result
 

@@ -1,4 +1,4 @@
-"""Real input: SmolLM2-135M, reasoning-gym prompts, a chat template, a differing copy as the teacher; train, kill, resume, report."""
+"""Real input: SmolLM2-135M, reasoning-gym prompts, a chat template, a differing copy as teacher; train, kill, resume, report."""
 
 import json
 import os
@@ -26,7 +26,14 @@ def test_weights_are_there_in_ci() -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, as `make demo` runs it."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--student", str(SMOLLM2), "--out", str(out)]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "demo.py"),
+        "--student",
+        str(SMOLLM2),
+        "--out",
+        str(out),
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert "(killed)" in result.stdout
@@ -64,7 +71,11 @@ def test_rollouts_went_through_the_chat_template(demo: Path) -> None:
     rows = [json.loads(line) for line in (demo / "rollouts" / "step_1.jsonl").read_text().splitlines()]
     for row in rows:
         shown = tokenizer.decode(row["prompt_ids"])
-        assert "<|im_start|>user" in shown and shown.endswith("<|im_start|>assistant\n") and row["prompt"] in shown
+        assert (
+            "<|im_start|>user" in shown
+            and shown.endswith("<|im_start|>assistant\n")
+            and row["prompt"] in shown
+        )
         assert row["length"] == len(row["response_ids"]) <= 12
 
 

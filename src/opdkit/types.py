@@ -41,19 +41,19 @@ class Prompt:
     id: str
     text: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
-    answer: str | None = None          # ground truth, if the task has one
-    group: str | None = None           # key for a router or for per-group metrics
-    source: str = ""                   # file and line, or generator and index
-    extra: Mapping[str, Any] = field(default_factory=dict)   # what a grader needs beyond `answer`
-    ids: tuple[int, ...] = ()          # token ids after templating; empty before
+    answer: str | None = None  # ground truth, if the task has one
+    group: str | None = None  # key for a router or for per-group metrics
+    source: str = ""  # file and line, or generator and index
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what a grader needs beyond `answer`
+    ids: tuple[int, ...] = ()  # token ids after templating; empty before
 
 
 @dataclass(frozen=True)
 class Grade:
     """A grader's word on one response. `failed` is a grader that hung or raised: counted, never a 0 that trains."""
 
-    score: float | None                # in [0, 1]; None when ungraded or failed
-    failed: str | None = None          # why there is no score: "timeout", "error: …"
+    score: float | None  # in [0, 1]; None when ungraded or failed
+    failed: str | None = None  # why there is no score: "timeout", "error: …"
 
 
 FinishReason = Literal["stop", "length"]
@@ -73,15 +73,15 @@ class Rollout:
     finish_reason: FinishReason
     text: str = ""
     grade: Grade | None = None
-    sample: int = 0                                    # which of the G responses to this prompt
-    trained: tuple[bool, ...] | None = None            # None = all; tool and environment tokens are not trained on
+    sample: int = 0  # which of the G responses to this prompt
+    trained: tuple[bool, ...] | None = None  # None = all; tool and environment tokens are not trained on
     teacher_prompt_ids: tuple[int, ...] | None = None  # where the teacher reads another context
     temperature: float = 1.0
-    behaviour_logp: Float[Tensor, T] | None = None
-    logp: Float[Tensor, T] | None = None
+    behaviour_logp: Float[Tensor, " T"] | None = None
+    logp: Float[Tensor, " T"] | None = None
     topk_ids: Int[Tensor, "T K"] | None = None
     topk_logp: Float[Tensor, "T K"] | None = None
-    entropy: Float[Tensor, T] | None = None
+    entropy: Float[Tensor, " T"] | None = None
     policy_version: int = 0
     sampler: str = ""
 
@@ -94,11 +94,11 @@ class Rollout:
 class Needs:
     """What an objective or a diagnostic asks of one model. `a | b` asks for both."""
 
-    sampled: bool = False    # log-prob of the sampled token
-    top_k: int = 0           # own top-k ids and log-probs, of this width
-    at_ids: bool = False     # log-probs at given ids (another model's candidates)
+    sampled: bool = False  # log-prob of the sampled token
+    top_k: int = 0  # own top-k ids and log-probs, of this width
+    at_ids: bool = False  # log-probs at given ids (another model's candidates)
     entropy: bool = False
-    full: bool = False       # every log-prob of a row: a local model's hidden states and head
+    full: bool = False  # every log-prob of a row: a local model's hidden states and head
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -133,14 +133,14 @@ class Scores:
     For full-vocabulary work `hidden` [T, D] plus the teacher's head (held by the teacher, see `models.head`), never logits.
     """
 
-    fingerprint: str                                   # of the tokenizer the teacher reads with
+    fingerprint: str  # of the tokenizer the teacher reads with
     temperature: float = 1.0
-    sampled: Float[Tensor, T] | None = None
+    sampled: Float[Tensor, " T"] | None = None
     topk_ids: Int[Tensor, "T K"] | None = None
     topk_logp: Float[Tensor, "T K"] | None = None
     at_ids: Int[Tensor, "T S"] | None = None
     at_logp: Float[Tensor, "T S"] | None = None
-    entropy: Float[Tensor, T] | None = None
+    entropy: Float[Tensor, " T"] | None = None
     hidden: Float[Tensor, "T D"] | None = None
 
 
@@ -162,7 +162,7 @@ class Support:
 class Signal:
     """Only what couples positions, detached: here one weight per packed position (0 = does not train)."""
 
-    weight: Float[Tensor, N]
+    weight: Float[Tensor, " N"]
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,15 @@ class Batch:
     """
 
     rollouts: tuple[Rollout, ...]
-    scores: Mapping[str, tuple[Scores, ...]]   # by model name: "teacher"; empty for objectives without one
-    row: Int[Tensor, N]                        # which rollout
-    depth: Int[Tensor, N]                      # response position, 0 for the first response token
-    sampled_ids: Int[Tensor, N]
-    trained: Bool[Tensor, N]
-    measured: Bool[Tensor, N]                  # where diagnostics look
-    sampler_logp: Float[Tensor, N] | None = None   # the sampler's untruncated log-prob of each sampled token
+    scores: Mapping[str, tuple[Scores, ...]]  # by model name: "teacher"; empty for objectives without one
+    row: Int[Tensor, " N"]  # which rollout
+    depth: Int[Tensor, " N"]  # response position, 0 for the first response token
+    sampled_ids: Int[Tensor, " N"]
+    trained: Bool[Tensor, " N"]
+    measured: Bool[Tensor, " N"]  # where diagnostics look
+    sampler_logp: Float[Tensor, " N"] | None = (
+        None  # the sampler's untruncated log-prob of each sampled token
+    )
     support: Support | None = None
 
     @property
@@ -196,14 +198,14 @@ class MicroBatch:
     """
 
     input_ids: Int[Tensor, "B L"]
-    gather: Int[Tensor, N]
-    sampled_ids: Int[Tensor, N]
-    weight: Float[Tensor, N]
-    measured: Bool[Tensor, N]
-    index: Int[Tensor, N]                      # position of each entry in the step's packed order
-    sampler_logp: Float[Tensor, N] | None = None
+    gather: Int[Tensor, " N"]
+    sampled_ids: Int[Tensor, " N"]
+    weight: Float[Tensor, " N"]
+    measured: Bool[Tensor, " N"]
+    index: Int[Tensor, " N"]  # position of each entry in the step's packed order
+    sampler_logp: Float[Tensor, " N"] | None = None
     support: Support | None = None
-    teacher: Scores | None = None              # packed over N; `hidden` or log-probs at ids
+    teacher: Scores | None = None  # packed over N; `hidden` or log-probs at ids
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ student and teacher side by side. Returns the summed loss and what was noted on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,9 @@ from opdkit.objectives import Objective
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
 from opdkit.types import MicroBatch, Support
 
+MEASURED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Logits of positions that are measured together: on a CPU a piece stays in cache."""
+
 
 @dataclass
 class Notes:
@@ -30,12 +33,19 @@ class Notes:
     measures: list[Measures] = field(default_factory=list)
     measured_index: list[Tensor] = field(default_factory=list)
     extremes: list[Extremes | None] = field(default_factory=list)
-    student_logp: list[Tensor] = field(default_factory=list)     # of sampled tokens
+    student_logp: list[Tensor] = field(default_factory=list)  # of sampled tokens
     teacher_logp: list[Tensor] = field(default_factory=list)
     sampled_index: list[Tensor] = field(default_factory=list)
 
     def extend(self, other: Notes) -> None:
-        for name in ("measures", "measured_index", "extremes", "student_logp", "teacher_logp", "sampled_index"):
+        for name in (
+            "measures",
+            "measured_index",
+            "extremes",
+            "student_logp",
+            "teacher_logp",
+            "sampled_index",
+        ):
             getattr(self, name).extend(getattr(other, name))
 
     def packed(self) -> tuple[Measures, Tensor]:
@@ -98,7 +108,9 @@ class Student(nn.Module):
             sampled_ids = micro.sampled_ids[part]
             student = RowDist(logits, sampled_ids=sampled_ids)
             teacher = teacher_dist(scores, teacher_head, part=part, sampled_ids=sampled_ids)
-            support = objective.support(student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part))
+            support = objective.support(
+                student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part)
+            )
             loss = _weighted(objective.local(student, teacher, support), micro.weight[part])
             self._note(notes, micro, part, student, teacher)
             return loss
@@ -133,14 +145,17 @@ class Student(nn.Module):
         notes.student_logp.append(student.sampled.detach())
         notes.teacher_logp.append(teacher.sampled.detach())
         notes.sampled_index.append(micro.index[part])
-        here = micro.measured[part].nonzero()[:, 0]
-        if len(here):
-            self._measure(notes, micro, here + part.start, student.rows(here), _rows_of(teacher, here, micro, part))
+        for here in self._pieces(micro.measured[part]):
+            self._measure(
+                notes, micro, here + part.start, student.rows(here), _rows_of(teacher, here, micro, part)
+            )
 
     @torch.no_grad()
-    def _note_sample(self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes) -> None:
+    def _note_sample(
+        self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes
+    ) -> None:
         assert micro.teacher is not None
-        for here in micro.measured.nonzero()[:, 0].split(self.head.chunk_rows(self.chunk_rows)):
+        for here in self._pieces(micro.measured):
             sampled_ids = micro.sampled_ids[here]
             student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
             teacher = teacher_dist(micro.teacher, teacher_head, part=here, sampled_ids=sampled_ids)
@@ -149,7 +164,15 @@ class Student(nn.Module):
             notes.sampled_index.append(micro.index[here])
             self._measure(notes, micro, here, student, teacher)
 
-    def _measure(self, notes: Notes, micro: MicroBatch, here: Tensor, student: RowDist, teacher: Dist) -> None:
+    def _pieces(self, measured: Tensor) -> Iterator[Tensor]:
+        """Measured positions, a few at a time: diagnostics make some twenty tensors of a piece's size."""
+        where = measured.nonzero()[:, 0]
+        budget = MEASURED_BYTES.get(where.device.type, MEASURED_BYTES["cuda"])
+        return (here for here in where.split(max(1, budget // (4 * self.head.rows))) if len(here))
+
+    def _measure(
+        self, notes: Notes, micro: MicroBatch, here: Tensor, student: RowDist, teacher: Dist
+    ) -> None:
         measures = dict(measure(student, teacher, k=self.k, ks=self.ks))
         if micro.sampler_logp is not None:
             gap = (student.sampled - micro.sampler_logp[here]).abs()
@@ -176,7 +199,9 @@ def _weighted(loss: Tensor, weight: Tensor) -> Tensor:
 def _cut(support: Support | None, part: slice) -> Support | None:
     if support is None or support.ids is None or support.keep is None:
         return support
-    return Support(ids=support.ids[part], keep=support.keep[part], source=support.source, version=support.version)
+    return Support(
+        ids=support.ids[part], keep=support.keep[part], source=support.source, version=support.version
+    )
 
 
 def _rows_of(teacher: Dist, here: Tensor, micro: MicroBatch, part: slice) -> Dist:

@@ -100,7 +100,9 @@ def _starts(batch: Batch) -> list[int]:
     return starts
 
 
-def _micro(batch: Batch, signal: Signal, rows: Sequence[int], starts: Sequence[int], device: torch.device) -> MicroBatch:
+def _micro(
+    batch: Batch, signal: Signal, rows: Sequence[int], starts: Sequence[int], device: torch.device
+) -> MicroBatch:
     rollouts = [batch.rollouts[i] for i in rows]
     width = max((len(r.prompt.ids) + r.length for r in rollouts), default=1)
     input_ids = torch.zeros(max(len(rows), 1), width, dtype=torch.long)
@@ -108,7 +110,7 @@ def _micro(batch: Batch, signal: Signal, rows: Sequence[int], starts: Sequence[i
     for b, (i, rollout) in enumerate(zip(rows, rollouts, strict=True)):
         tokens = torch.tensor([*rollout.prompt.ids, *rollout.response_ids])
         input_ids[b, : len(tokens)] = tokens
-        first = b * width + len(rollout.prompt.ids) - 1            # the state of the last prompt token predicts token 0
+        first = b * width + len(rollout.prompt.ids) - 1  # the state of the last prompt token predicts token 0
         gather.append(torch.arange(first, first + rollout.length))
         index.append(torch.arange(starts[i], starts[i] + rollout.length))
     packed = torch.cat(index)
@@ -121,14 +123,19 @@ def _micro(batch: Batch, signal: Signal, rows: Sequence[int], starts: Sequence[i
         index=packed.to(device),
         sampler_logp=None if batch.sampler_logp is None else batch.sampler_logp[packed].to(device),
         support=_support_at(batch.support, packed, device),
-        teacher=_scores_of([batch.scores["teacher"][i] for i in rows], device) if "teacher" in batch.scores else None,
+        teacher=_scores_of([batch.scores["teacher"][i] for i in rows], device)
+        if "teacher" in batch.scores
+        else None,
     )
 
 
 def _support_at(support: Support | None, index: Tensor, device: torch.device) -> Support | None:
     if support is None or support.ids is None or support.keep is None:
         return support
-    ids, keep = support.ids.to(index.device)[index].to(device), support.keep.to(index.device)[index].to(device)
+    ids, keep = (
+        support.ids.to(index.device)[index].to(device),
+        support.keep.to(index.device)[index].to(device),
+    )
     return Support(ids=ids, keep=keep, source=support.source, version=support.version)
 
 

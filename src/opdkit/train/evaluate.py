@@ -46,7 +46,9 @@ def evaluate(
     rank, size = (world.rank, world.size) if world is not None else (0, 1)
     mine = range(rank, len(chosen), size)
     rollouts = task.grade(
-        sampler.sample([chosen[i] for i in mine], sampling=_exam_sampling(cfg, sampling), seed=seed, step=EVAL_STREAM)
+        sampler.sample(
+            [chosen[i] for i in mine], sampling=_exam_sampling(cfg, sampling), seed=seed, step=EVAL_STREAM
+        )
     )
     marks = marks_of(rollouts, problems=[i for i in mine for _ in range(cfg.responses)])
     if world is not None:

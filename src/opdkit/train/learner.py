@@ -31,9 +31,9 @@ COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torc
 class Update:
     """What one step did. `sequences` are means per rollout (nan where nothing was measured), this rank's rollouts only."""
 
-    tally: Tally                            # summed over ranks
+    tally: Tally  # summed over ranks
     sequences: Mapping[str, Tensor]
-    extremes: Extremes | None               # this rank's measured positions
+    extremes: Extremes | None  # this rank's measured positions
     grad_norm: float
     skipped: bool
 
@@ -59,7 +59,11 @@ class Learner:
         self.skipped_in_a_row = 0
         self.module = world.shard(student, _layers(student))
         self.optimizer = torch.optim.AdamW(
-            _decayed(student, optim.weight_decay), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=world.size == 1
+            _decayed(student, optim.weight_decay),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            fused=world.size == 1,
         )
 
     # --- one step ---------------------------------------------------------------------------------------------------
@@ -102,7 +106,9 @@ class Learner:
 
     def _clip(self) -> float:
         """Scales gradients to norm `optim.clip` at most; returns the norm before, over all ranks."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.student.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.student.parameters() if p.grad is not None]
+        )
         norm = whole(norm)
         if math.isfinite(float(norm)):
             torch.nn.utils.clip_grads_with_norm_(list(self.student.parameters()), self.optim.clip, norm)
@@ -127,7 +133,9 @@ class Learner:
 
     # --- what is told -----------------------------------------------------------------------------------------------
 
-    def _tally(self, batch: Batch, notes: Notes, loss_sum: float, count: float) -> tuple[Tally, dict[str, Tensor]]:
+    def _tally(
+        self, batch: Batch, notes: Notes, loss_sum: float, count: float
+    ) -> tuple[Tally, dict[str, Tensor]]:
         """Measures over trained positions, by position bin, and per sequence; sums and counts added over ranks."""
         measures, index = notes.packed()
         index = index.cpu()
@@ -173,7 +181,8 @@ class Learner:
             found = {key.partition(".")[0]: t for key, t in tensors.items() if key.partition(".")[2] == name}
             if found:
                 self.optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else like(value, parameter) for key, value in found.items()
+                    key: value.clone() if key == "step" else like(value, parameter)
+                    for key, value in found.items()
                 }
         self.version = int(state["version"])
         self.skipped_steps = int(state["skipped_steps"])
