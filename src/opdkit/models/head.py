@@ -11,6 +11,7 @@ Letters: N positions, n positions of one chunk, S slots, V rows of the head in u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +24,10 @@ from torch.autograd.function import once_differentiable
 from opdkit.support import RowDist
 from opdkit.types import Needs, Scores
 
-CHUNK_BYTES = {"cpu": 40 << 20, "cuda": 256 << 20}
-"""Logits of one chunk. Small on a CPU, where the memory saved matters more than the width of a GEMM, but above 32 MB:
-glibc gives such a tensor pages of its own and returns them, while smaller ones left the heap in pieces (peak × 3)."""
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+"""Logits of one chunk, at least. Small on a CPU, where the memory saved matters more than the width of a GEMM, but not
+below 32 MB: glibc gives such a tensor pages of its own and returns them; smaller ones left the heap in pieces (3 × the
+peak)."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class Head:
         return self.finish(raw if bias is None else raw + bias[ids].to(hidden.dtype))
 
     def chunk_rows(self, given: int = 0) -> int:
-        """Positions per chunk: `given`, or as many as keep a chunk of float32 logits near CHUNK_BYTES."""
+        """Positions per chunk: `given`, or the fewest whose float32 logits reach CHUNK_BYTES."""
         budget = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cuda"])
-        return given or max(16, budget // (4 * self.rows))
+        return given or max(16, math.ceil(budget / (4 * self.rows)))
 
 
 ChunkLoss = Callable[[Float[Tensor, "n V"], slice], Float[Tensor, ""]]

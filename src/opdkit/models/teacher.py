@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from opdkit.models.batching import length_groups
+from opdkit.models.batching import length_groups, slack_on
 from opdkit.models.head import Head, read
 from opdkit.models.load import LoadedModel, describe
 from opdkit.support import Dist, RowDist, StoredDist
@@ -65,7 +65,8 @@ class LocalTeacher:
         if self.rounding_pending and rollouts:
             self.rounding_kl, self.rounding_pending = self.to_bfloat16(rollouts), False
         scores: list[Scores | None] = [None] * len(rollouts)
-        for rows in length_groups([_length(r) for r in rollouts], budget=self.batch_tokens):
+        slack = slack_on(self.loaded.device.type)
+        for rows in length_groups([_length(r) for r in rollouts], budget=self.batch_tokens, slack=slack):
             for i, hidden in zip(rows, self._hidden([rollouts[i] for i in rows]), strict=True):
                 scores[i] = self._pack(rollouts[i], hidden, needs, None if ids is None else ids[i])
         return [s for s in scores if s is not None]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from opdkit.models.batching import length_groups
+from opdkit.models.batching import length_groups, slack_on
 from opdkit.support.select import of_ids
 from opdkit.types import Batch, MicroBatch, Rollout, Scores, Signal, Support
 
@@ -78,18 +78,19 @@ def micro_batches(
     run the same number of forwards.
     """
     starts = _starts(batch)
-    groups = row_groups(batch.rollouts, budget=budget)
+    groups = row_groups(batch.rollouts, budget=budget, device=device)
     for rows in groups:
         yield _micro(batch, signal, rows, starts, device)
     for _ in range(at_least - len(groups)):
         yield _micro(batch, signal, [], starts, device)
 
 
-def row_groups(rollouts: Sequence[Rollout], *, budget: int) -> list[list[int]]:
+def row_groups(rollouts: Sequence[Rollout], *, budget: int, device: torch.device) -> list[list[int]]:
     """Rollouts per forward; one without a response trains nothing and is left out."""
     answered = [i for i, r in enumerate(rollouts) if r.length]
     lengths = [len(rollouts[i].prompt.ids) + rollouts[i].length for i in answered]
-    return [[answered[j] for j in group] for group in length_groups(lengths, budget=budget)]
+    groups = length_groups(lengths, budget=budget, slack=slack_on(device.type))
+    return [[answered[j] for j in group] for group in groups]
 
 
 def _starts(batch: Batch) -> list[int]:

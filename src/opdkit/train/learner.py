@@ -93,9 +93,9 @@ class Learner:
     ) -> tuple[float, Notes]:
         """Gradients of Σ loss / count into the parameters; returns that loss over all ranks, and this rank's notes."""
         budget = self.cfg.batch_tokens
-        mine = len(row_groups(batch.rollouts, budget=budget))
-        everyone = int(self.world.max(torch.tensor([float(mine)])).item())
         device = next(self.student.parameters()).device
+        mine = len(row_groups(batch.rollouts, budget=budget, device=device))
+        everyone = int(self.world.max(torch.tensor([float(mine)])).item())
         total, notes = torch.zeros((), dtype=torch.float64, device=device), Notes()
         for micro in micro_batches(batch, signal, budget=budget, device=device, at_least=everyone):
             loss, seen = self.module(micro, objective, teacher_head)
