@@ -100,10 +100,10 @@ class ChainWorld:
     seed: int = 0
     modulus: int = 97
     depth: tuple[int, int] = (2, 4)  # operands of a problem, fewest and most; the most are a prompt's slots
-    num_wrong: int = 6  # of the 18 shifts
+    num_wrong: int = 3  # of the 18 shifts
     num_tables: int = 12
-    kinds: tuple[float, float, float] = (0.25, 0.4, 0.35)  # shares of easy, wrong and table problems
-    wrong_share: float = 0.8  # of wrong operands' steps in training texts that say the shifted value
+    kinds: tuple[float, float, float] = (0.25, 0.45, 0.30)  # shares of easy, wrong and table problems
+    wrong_share: float = 0.7  # of wrong operands' steps in training texts that say the shifted value
     slip_share: float = 0.01  # of all steps in training texts that say a near value
     templates: int = 2  # wordings drawn from; `problems(template=2)` asks for one that no text has
 
