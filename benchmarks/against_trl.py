@@ -14,7 +14,8 @@ ragged   the lengths of benchmarks/lengths.json; a row's end token is banned bef
 four     8 prompts × 4 responses of 64 tokens; TRL gets every prompt four times
 
 Agreement, checked first of all: our loss and gradient norm on the tokens that TRL sampled in its first step
-against what TRL logged for that step. Exit code 1 if they differ by more than 1e-5 (gradient norm: 1e-4, relative).
+against what TRL logged for that step. Exit code 1 if they differ by more than 1e-5 (gradient norm: 1e-4, relative),
+or if they do not differ once one of the tokens is changed: a check that cannot fail says nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -319,9 +320,12 @@ def compare(assets: Path, part: Part) -> dict[str, Any]:
         peer.add_callback(both)
         peer.train()
     rollouts = generations.first_rollouts([p for p in both.first_prompts for _ in range(part.responses)])
+    told = agreement(Ours(assets, part).learn(rollouts, 0), both.logs[0])
+    control = agreement(Ours(assets, part).learn(one_token_changed(rollouts), 0), both.logs[0])
     return {
         "pairs": part.pairs,
-        "agreement": agreement(Ours(assets, part).learn(rollouts, 0), both.logs[0]),
+        "agreement": told | {"difference_with_one_token_changed": control["difference"]},
+        "checked": told["agrees"] and not control["agrees"],
         "ratio": _spread([t / o for t, o in _pairs(both.theirs_wall, both.ours_wall)]),
         "ratio_of_processor_time": _spread([t / o for t, o in _pairs(both.theirs_cpu, both.ours_cpu)]),
         "ratios": [round(t / o, 3) for t, o in _pairs(both.theirs_wall, both.ours_wall)],
@@ -345,6 +349,14 @@ def agreement(update: Update, logged: dict[str, float]) -> dict[str, Any]:
         "grad_norm_ours": update.grad_norm,
         "agrees": difference <= 1e-5 and relative <= 1e-4,
     }
+
+
+def one_token_changed(rollouts: list[Rollout]) -> list[Rollout]:
+    """A control: the third token of the first response is another one, which the check has to notice."""
+    first = rollouts[0]
+    ids = list(first.response_ids)
+    ids[2] = (ids[2] + 7) % 512
+    return [replace(first, response_ids=tuple(ids)), *rollouts[1:]]
 
 
 def _pairs(theirs: list[float], ours: list[float]) -> list[tuple[float, float]]:
@@ -381,12 +393,12 @@ def main() -> int:
             f" processor time {found['ratio_of_processor_time']['median']:.2f})"
             f"  s/step {found['seconds_trl']['median']:.3f} / {found['seconds_ours']['median']:.3f}"
             f"  loss on TRL's tokens {told['loss_trl']:.7f} / {told['loss_ours']:.7f}"
-            f" {'agrees' if told['agrees'] else 'DIFFERS'}",
+            f" {'agrees' if found['checked'] else 'FAILED'} (one token changed: {told['difference_with_one_token_changed']:.1e})",
             flush=True,
         )
     if given.part is None:
         write("against_trl", result)
-    return 0 if all(result[name]["agreement"]["agrees"] for name in given.part or known) else 1
+    return 0 if all(result[name]["checked"] for name in given.part or known) else 1
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def main() -> None:
     given = parser.parse_args()
     one_core()
     result: dict[str, Any] = {"machine": facts(), "positions": DiagnosticsConfig().positions}
-    for name, found in (("small", small(given.assets, pairs=11)), ("large", large(pairs=4))):
+    for name, found in (("small", small(given.assets, pairs=11)), ("large", large(pairs=6))):
         result[name] = found
         print(
             f"{name}: diagnostics cost {found['share']:.1%} of a step (pairs: {min(found['shares']):.1%} to "

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 OPD = [sys.executable, "-m", "opdkit"]
-CONFIG = Path(__file__).parent.parent / "configs" / "smollm2-smoke.toml"
+HERE = Path(os.path.relpath(Path(__file__).parent))
+CONFIG = Path(os.path.relpath(HERE.parent / "configs" / "smollm2-smoke.toml"))
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
 
-    script = Path(__file__).parent / "differing_copy.py"
+    script = HERE / "differing_copy.py"
     step(
         [sys.executable, str(script), args.student, str(teacher)],
         "a teacher: the student's weights with a little noise",

@@ -24,7 +24,7 @@ from opdkit.objectives import Objective
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
 from opdkit.types import MicroBatch, Support
 
-MEASURED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+MEASURED_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Logits of positions that are measured together: on a CPU a piece stays in cache."""
 # glibc has it, musl has not
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
