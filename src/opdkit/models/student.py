@@ -179,7 +179,7 @@ class Student(nn.Module):
         for some, at in zip(rows.split(size), here.split(size), strict=True):
             if len(at):
                 self._measure(notes, micro, at, student.rows(some), _rows_of(teacher, some, micro, at))
-        if len(here) > size:
+        if len(here) and self.head.chunk_rows(self.chunk_rows) < len(micro.index):
             _give_back(here.device)
 
     def _measure(
@@ -204,7 +204,7 @@ class Student(nn.Module):
 
 
 def _give_back(device: torch.device) -> None:
-    """Return to the system what several pieces left in the heap.
+    """Return to the system what measuring left in the heap, after each of several chunks.
 
     What is noted stays in small holes between them, and glibc before 2.38 does not put an aligned block into a
     hole of its own size: at a vocabulary of 151,936 every piece left 17 MB behind, without end.
