@@ -11,6 +11,7 @@ modules (5 s saved each time) and has done nothing else: one thread, no random n
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import re
@@ -137,9 +138,10 @@ class Child:
         return self.code is None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """To the whole process group."""
+        """To the whole process group; one that has just ended by itself is beyond reach."""
         if self.alive:
-            os.killpg(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
     def wait(self) -> int:
         ends = time.monotonic() + PATIENCE
