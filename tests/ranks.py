@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 tests/ranks.py OUT [tied|untied]
 """
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def rollouts(vocabulary: int) -> list[Rollout]:
             response = torch.randint(4, vocabulary, (response_tokens + g,), generator=generator).tolist()
             found.append(Rollout(Prompt(id=str(i), ids=tuple(ids)), tuple(response), "length", sample=g))
     return found
+
+
+def torchrun(*what: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Two ranks of a script or a module (`-m`, name) with its arguments; asserts the launcher's exit code."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == code, done.stderr[-4000:]
+    return done
 
 
 def learn(

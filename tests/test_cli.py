@@ -262,3 +262,34 @@ def test_a_defect_is_one_line_and_its_traceback_is_there_for_the_asking(here, ca
     with pytest.raises(KeyError):
         opd(capfd, "train", "config.toml", "run=runs/defect")
     assert os.environ["OPD_TRACEBACK"] == "1"
+
+
+# --- every way of getting the numbers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper-eq5", "sampled", "full"])
+@pytest.mark.parametrize("support", ["student_top_k", "teacher_top_k"])
+def test_what_the_teacher_sends_does_not_change_the_loss(
+    here: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], preset: str, support: str
+) -> None:
+    """Hidden states and log-probs at ids are two roads to one first step; full rows have the first road only."""
+    losses = []
+    for payload in ("hidden", "ids"):
+        run = tmp_path / payload
+        own = [] if preset in ("sampled", "full") else [f"objective.support={support}"]
+        said = opd(
+            capfd,
+            "train",
+            "config.toml",
+            f"run={run}",
+            "steps=1",
+            f"objective.preset={preset}",
+            f"teacher.payload={payload}",
+            *own,
+        )
+        if preset == "full" and payload == "ids":
+            assert said.code == 2 and "payload" in said.hint
+            continue
+        assert said.code == 0, said.err
+        losses.append(metrics(run)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[-1], rel=1e-5)

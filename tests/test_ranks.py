@@ -1,8 +1,6 @@
 """Two gloo ranks under torchrun with FSDP2 give the one-process losses, gradients and weights on the same rollouts."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,34 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from opdkit.run.world import World
-from ranks import learn
+from ranks import learn, torchrun
 
 SCRIPT = Path(__file__).parent / "ranks.py"
-
-
-def torchrun(
-    script: Path, *arguments: str, ranks: int = 2, timeout: float = 240
-) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        str(script),
-    ]
-    result = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result
 
 
 @pytest.mark.parametrize(("tie", "preset"), [("tied", "paper"), ("untied", "full"), ("tied", "sampled")])
 def test_two_ranks_are_one_process(tmp_path: Path, tie: str, preset: str) -> None:
     """Uneven token counts, uneven micro-batch counts; float64, ≤ 1e-10."""
-    torchrun(SCRIPT, str(tmp_path), tie, preset)
+    torchrun(str(SCRIPT), str(tmp_path), tie, preset)
     told = json.loads((tmp_path / "losses.json").read_text())
     assert told["size"] == 2
     losses, norms, weights, gradients = learn(World(torch.device("cpu")), tie=tie == "tied", preset=preset)

@@ -360,7 +360,8 @@ def test_odd_values_of_known_keys(tmp_path: Path) -> None:
     )
     (folder / "rollouts").mkdir()
     write_rows(folder / "rollouts" / "step_1.jsonl", [{}, {"prompt": [{"role": "user", "content": "hi"}]}])
-    write_report([folder])
+    page = write_report([folder]).read_text(encoding="utf-8")
+    assert "avg_at_k" in page and "hi" in page and page.rstrip().endswith("</html>")
 
 
 def test_secrets_do_not_reach_the_page(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 
 from killing import STEPS, Case, Kill, Nursery, compare, files, look, newest
 from opdkit.run import Stop, Stopped
+from ranks import torchrun
 
 SIGTERM = signal.SIGTERM
 DRAW = random.Random(0)
@@ -240,30 +239,19 @@ def test_what_is_saved_loads_with_from_pretrained(local: Case) -> None:
 # --- another number of ranks --------------------------------------------------------------------------------
 
 
-def torchrun(*argv: str, code: int = 0) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "opdkit",
-    ]
-    done = subprocess.run([*command, *argv], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == code, done.stderr[-4000:]
-    return done.stderr
+def opd_on_two_ranks(*argv: str, code: int = 0) -> str:
+    """What `torchrun … -m opdkit` says on stderr."""
+    return torchrun("-m", "opdkit", *argv, code=code).stderr
 
 
 def test_a_run_may_change_its_number_of_ranks(exact: Case, half: Path) -> None:
     """1 → 2 ranks and 2 → 1: the same prompts in the same order, the same tokens, losses to rounding."""
     one_then_two, two_then_one = exact.folder / "one-two", exact.folder / "two-one"
     shutil.copytree(half, one_then_two)
-    said = torchrun("train", "--resume", str(one_then_two), f"steps={STEPS}")
+    said = opd_on_two_ranks("train", "--resume", str(one_then_two), f"steps={STEPS}")
     assert said.count("going on after step 6") == 1, said
 
-    said = torchrun(*exact.arguments(two_then_one, steps=6))
+    said = opd_on_two_ranks(*exact.arguments(two_then_one, steps=6))
     assert said.count("next: opd report") == 1, said  # one rank talks and writes
     assert [row["step"] for row in rows(two_then_one, "metrics.jsonl")] == list(range(1, 7))
     assert look(two_then_one)["checkpoints"] == ["step_3", "step_6"]

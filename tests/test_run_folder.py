@@ -65,7 +65,9 @@ def test_a_new_run_holds_its_configuration(tmp_path: Path) -> None:
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    make(tmp_path / "run")
+    made = make(tmp_path / "run")
+    made.log_metrics(1, {"loss": 1.0})
+    assert made.read_metrics() == [{"step": 1, "loss": 1.0}] and (tmp_path / "run" / "config.toml").is_file()
 
 
 def test_the_same_name_twice_is_refused(run: RunFolder) -> None:
@@ -104,7 +106,7 @@ def test_names_that_are_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a", "A-Z_0.9", "a" * 80, ".hidden", "-x"])
 def test_names_that_are_taken(tmp_path: Path, name: str) -> None:
-    make(tmp_path / name)
+    assert make(tmp_path / name).path == tmp_path / name and (tmp_path / name / "config.toml").is_file()
 
 
 @pytest.mark.parametrize(
@@ -218,8 +220,10 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(run: RunFolder) -> N
 
 def test_the_lock_ends_with_the_object(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
+    with pytest.raises(UserError):
+        RunFolder.open(tmp_path / "run")
     del run
-    RunFolder.open(tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").path == tmp_path / "run"
 
 
 def test_a_forked_child_does_not_keep_the_lock(run: RunFolder) -> None:

@@ -98,24 +98,23 @@ def describe(model: Any, tokenizer: Any, *, name: str, rows: int | None = None) 
 
 
 def open_tokenizer(ref: ModelRef) -> Any:
-    from transformers import AutoTokenizer
-
-    _check_folder(ref.model)
-    try:
-        return AutoTokenizer.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
-    except Exception as error:  # whatever a parser says of a damaged file
-        raise _cannot_open(ref.model, "tokenizer", error) from None
+    return _opened(ref, "tokenizer", "AutoTokenizer")
 
 
 def open_config(ref: ModelRef) -> Any:
     """The model's config alone: sizes and type, read before any weight."""
-    from transformers import AutoConfig
+    return _opened(ref, "config", "AutoConfig")
+
+
+def _opened(ref: ModelRef, what: str, opener: str) -> Any:
+    import transformers
 
     _check_folder(ref.model)
     try:
-        return AutoConfig.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
+        auto = getattr(transformers, opener)
+        return auto.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
     except Exception as error:  # whatever a parser says of a damaged file
-        raise _cannot_open(ref.model, "config", error) from None
+        raise _cannot_open(ref.model, what, error) from None
 
 
 def check_weights(ref: ModelRef) -> None:

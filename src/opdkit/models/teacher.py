@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -90,7 +91,11 @@ class LocalTeacher:
 
     def _pack(self, rollout: Rollout, hidden: Tensor, needs: Needs, ids: Tensor | None) -> Scores:
         if self.payload == "hidden":
-            return Scores(fingerprint=self.fingerprint, temperature=self.temperature, hidden=hidden)
+            bare = Scores(fingerprint=self.fingerprint, temperature=self.temperature, hidden=hidden)
+            if not needs.top_k:
+                return bare
+            named = read(hidden, self.head, needs=Needs(top_k=needs.top_k))
+            return replace(bare, topk_ids=named.topk_ids, topk_logp=named.topk_logp)
         return read(
             hidden,
             self.head,

@@ -7,6 +7,7 @@ each takes whole prompts (all responses to one prompt stay on one rank).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
 from opdkit.train.plan import Plan
-from opdkit.types import Needs, Prompt, Rollout, Scores
+from opdkit.types import Prompt, Rollout, Scores
 
 
 class Feed:
@@ -56,7 +57,7 @@ class Feed:
     def _rollouts(self, step: int) -> list[Rollout]:
         cfg = self.config
         prompts = step_prompts(self.prompts, step=step, seed=cfg.seed, count=cfg.prompts_per_step)
-        mine = [_distinct(prompts, i) for i in range(self.world.rank, len(prompts), self.world.size)]
+        mine = _distinct(prompts)[self.world.rank :: self.world.size]
         sampled = self.sampler.sample(
             mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
         )
@@ -67,13 +68,8 @@ class Feed:
         return rollout if ids is None else replace(rollout, teacher_prompt_ids=ids)
 
     def _scores(self, rollouts: Sequence[Rollout]) -> list[Scores]:
-        needs = self.plan.teacher_needs
-        if self.plan.early_ids == "teacher":
-            needs = needs | Needs(top_k=self.config.objective.k)
         ids = self.candidates(rollouts) if self.plan.early_ids == "sampler" else None
-        if ids is None:
-            needs = replace(needs, at_ids=False)
-        return self.teacher.score(rollouts, ids=ids, needs=needs)
+        return self.teacher.score(rollouts, ids=ids, needs=self.plan.teacher_needs)
 
     def candidates(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
         """[T, S] per rollout: the student's top-k as the sampler saw it, the policy being the current one."""
@@ -86,7 +82,7 @@ class Feed:
         """Ids of the objective's support where they had to be known before the learner's forward."""
         k = self.config.objective.k
         if self.plan.early_ids == "teacher":
-            return [s.topk_ids[:, :k].cpu() for s in scores if s.topk_ids is not None]
+            return [_named(s)[:, :k].cpu() for s in scores]
         if self.plan.early_ids == "sampler":
             return [ids[:, :k] for ids in self.candidates(rollouts)]
         return None
@@ -127,7 +123,17 @@ class Stoppable:
         self.sampler.sync(state, version=version)
 
 
-def _distinct(prompts: Sequence[Prompt], i: int) -> Prompt:
+def _named(scores: Scores) -> Tensor:
+    assert scores.topk_ids is not None, "the plan asked the teacher for its top-k"
+    return scores.topk_ids
+
+
+def _distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     """A prompt drawn twice in one step (few prompts, many asked for) gets another stream the second time."""
-    before = sum(1 for p in prompts[:i] if p.id == prompts[i].id)
-    return prompts[i] if before == 0 else replace(prompts[i], id=f"{prompts[i].id}#{before}")
+    seen: Counter[str] = Counter()
+    distinct = []
+    for prompt in prompts:
+        before = seen[prompt.id]
+        seen[prompt.id] += 1
+        distinct.append(prompt if before == 0 else replace(prompt, id=f"{prompt.id}#{before}"))
+    return distinct

@@ -20,9 +20,7 @@ class Plan:
     rows: int  # vocabulary in use: the ids both tokenizers share
     sampler_needs: Needs
     teacher_needs: Needs
-    early_ids: (
-        str | None
-    )  # candidates known before the learner's forward: from the "sampler", the "teacher", or not
+    early_ids: str | None  # who names candidates before the learner's forward: "sampler", "teacher" or nobody
     tokenizer: Any  # the student's
 
 
@@ -40,7 +38,7 @@ def make_plan(config: Config) -> Plan:
         objective=objective,
         rows=rows,
         sampler_needs=Needs(sampled=True, top_k=_sampler_width(config, early, rows)),
-        teacher_needs=objective.teacher_needs | _diagnostic_needs(config, rows),
+        teacher_needs=_teacher_needs(config, objective, early, rows),
         early_ids=early,
         tokenizer=student_tokenizer,
     )
@@ -111,10 +109,11 @@ def _sampler_width(config: Config, early: str | None, rows: int) -> int:
     return min(rows, max(width, config.diagnostics.k if config.teacher.payload == "ids" else 0))
 
 
-def _diagnostic_needs(config: Config, rows: int) -> Needs:
-    return Needs(
-        sampled=True,
-        top_k=min(rows, max([config.diagnostics.k, *config.diagnostics.ks])),
-        at_ids=True,
-        entropy=True,
-    )
+def _teacher_needs(config: Config, objective: Objective, early: str | None, rows: int) -> Needs:
+    """What travels. Beside hidden states only ids that must be known early; else each number that is used."""
+    early_k = config.objective.k if early == "teacher" else 0
+    if config.teacher.payload == "hidden":
+        return Needs(full=True, top_k=early_k)
+    widest = max(config.diagnostics.k, *config.diagnostics.ks, early_k)
+    measured = Needs(sampled=True, top_k=min(rows, widest), at_ids=early == "sampler", entropy=True)
+    return objective.teacher_needs | measured

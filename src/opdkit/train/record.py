@@ -30,7 +30,7 @@ def metrics_row(
     A collective: every rank calls it, and all get the row of all ranks' rollouts.
     """
     tally = update.tally + learner.summed(rollout_tally(rollouts))
-    row: dict[str, float] = {"step": done, **tally.means(), **derived(tally)}
+    row: dict[str, float] = {"step": done, **derived(tally)}
     row |= {f"overlap_chance_at_{k}": overlap_chance(k=k, size=rows) for k in ks if k <= rows}
     row |= _sequence_numbers(update, rollouts, learner) | _extremes(update, learner)
     row |= {
