@@ -170,7 +170,7 @@ def serve() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import opdkit.cli.printer
-    import opdkit.train.distill  # noqa: F401
+    import opdkit.train.loop  # noqa: F401
     from opdkit.cli import main
 
     for line in sys.stdin:

@@ -72,7 +72,7 @@ def learn(
     mine = [r for r in everything if int(r.prompt.id) % world.size == world.rank]  # groups stay on one rank
     batch = collate(mine, teacher.score(mine, needs=Needs(sampled=True)))
     signal = objective.prepare(batch)
-    count = learner._global_count(signal)
+    count = learner._global_count(batch)
     learner._backward(batch, signal, objective, teacher.head, count)
     gradients = {
         n: whole(p.grad).clone() for n, p in learner.student.model.named_parameters() if p.grad is not None

@@ -254,7 +254,7 @@ def test_a_defect_is_one_line_and_its_traceback_is_there_for_the_asking(here, ca
 
     import opdkit.train
 
-    monkeypatch.setitem(opdkit.train.STORIES, "distill", broken)
+    monkeypatch.setattr(opdkit.train, "run_story", broken)
     said = opd(capfd, "train", "config.toml", "run=runs/defect")
     assert said.code == 1 and "Traceback" not in said.err
     assert "error: KeyError: 'of ours'" in said.err and "OPD_TRACEBACK=1" in said.hint

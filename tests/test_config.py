@@ -412,9 +412,9 @@ def test_a_wrong_value_is_named_with_a_way_out(tmp_path, change, name):
 
 
 def test_a_missing_key_is_named_with_what_to_type(tmp_path):
-    error = refusal(tmp_path, 'student = "s"\ntask = "p"\n')
+    error = refusal(tmp_path, 'teacher = "t"\ntask = "p"\n')
     assert (
-        str(error).startswith("teacher is missing") and error.hint == "give it on the command line: teacher=…"
+        str(error).startswith("student is missing") and error.hint == "give it on the command line: student=…"
     )
     nested = refusal(tmp_path, 'student = "s"\ntask = "p"\n[teacher]\ndtype = "float32"\n')
     assert str(nested).startswith("teacher.model is missing")

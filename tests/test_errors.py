@@ -536,7 +536,7 @@ def test_whatever_stops_a_run_says_how_to_go_on(train, here, monkeypatch, error,
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["opdkit.train.distill"], "collate", fail)
+    monkeypatch.setattr(sys.modules["opdkit.train.loop"], "collate", fail)
     said = train()
     assert said.code == code and message in said.error and hint in said.hint
     assert "opd train --resume runs/first" in said.hint

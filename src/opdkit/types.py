@@ -42,6 +42,7 @@ class Prompt:
     text: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
     answer: str | None = None  # ground truth, if the task has one
+    response: str | None = None  # a demonstration: text to imitate
     group: str | None = None  # key for a router or for per-group metrics
     source: str = ""  # file and line, or generator and index
     extra: Mapping[str, Any] = field(default_factory=dict)  # what a grader needs beyond `answer`
@@ -160,7 +161,10 @@ class Support:
 
 @dataclass(frozen=True)
 class Signal:
-    """Only what couples positions, detached: here one weight per packed position (0 = does not train)."""
+    """Only what couples positions, detached: here one weight per packed position (0 = does not train).
+
+    A policy gradient's weights are its advantages, of either sign.
+    """
 
     weight: Float[Tensor, " N"]
 

@@ -27,6 +27,9 @@ app = typer.Typer(
     help="On-policy distillation: train a student on its own rollouts against a teacher, and see how.",
 )
 
+study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Studies on small models made here.")
+app.add_typer(study, name="study")
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value]...", help="Override a config value: optim.lr=1e-5.")
@@ -82,10 +85,10 @@ def train(
 
     printer = Printer(quiet=as_json or os.environ.get("RANK", "0") != "0")
     printer.start(resolved, resume)
-    from opdkit.train import STORIES
+    from opdkit.train import run_story
 
     with printer, going_on(resolved.run):
-        code = STORIES[resolved.story](resolved, resume=resume, talk=printer)
+        code = run_story(resolved, resume=resume, talk=printer)
     if int(os.environ.get("RANK", "0")) == 0:
         if as_json:
             print(json.dumps({"run": str(resolved.run), "exit_code": code, **printer.last}))
@@ -108,14 +111,12 @@ def evaluate_model(
 ) -> None:
     """avg@k, unbiased pass@k, a 95% interval over problems, truncated answers apart."""
     from opdkit.config import load_config
-    from opdkit.config.load import read_toml
 
     changes = [f"student.model={json.dumps(model)}", *(overrides or [])]
     if Path(task).suffix == ".toml":
-        teacher = [] if "teacher" in read_toml(Path(task)) else ["teacher.type=self"]  # not read here
-        config = load_config(Path(task), [*teacher, *changes])
+        config = load_config(Path(task), changes)
     else:
-        fixed = ["teacher.type=self", f"task.path={json.dumps(task)}", f"task.eval_path={json.dumps(task)}"]
+        fixed = [f"task.path={json.dumps(task)}", f"task.eval_path={json.dumps(task)}"]
         config = load_config(None, [*fixed, *changes])
     from opdkit.train.examine import examine
 
@@ -142,6 +143,31 @@ def report(
 
     page = write_report(runs, out)
     print(json.dumps({"report": str(page)}) if as_json else page)
+
+
+@study.command("build")
+def build_study(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="`testbed`: small models of a family, from seeds.")
+    ],
+    family: Annotated[str, typer.Option(help="Task family: chain.")] = "chain",
+    body: Annotated[str, typer.Option(help="Model type: qwen3 or llama.")] = "qwen3",
+    seed: Annotated[int, typer.Option(help="Of the world and of first weights: another base.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Models to make, with what they need; all.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Then distil every pair once and tell.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Cache.")] = Path(".cache/testbed"),
+    as_json: Json = False,
+) -> None:
+    """Teach the testbed's students and teachers; those whose content is in the cache are left as they are."""
+    if what != "testbed":
+        raise UserError(f"there is no study {what!r} to build", hint="opd study build testbed")
+    from opdkit.studies.command import build_testbed
+
+    with going_on():
+        told = build_testbed(
+            family=family, body=body, seed=seed, only=only, pairs=pairs, out=out, quiet=as_json
+        )
+    print(json.dumps(told.data) if as_json else told.text)
 
 
 def _arguments(config: str | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:

@@ -38,12 +38,8 @@ class Printer:
             self._bar.stop()
 
     def start(self, config: Any, resume: Path | None) -> None:
-        teacher = getattr(config.teacher, "model", "its own earlier copy")
         verb = f"going on with {resume}" if resume is not None else f"run folder {config.run}"
-        self.note(
-            f"{config.student.model} learns from {teacher} · objective {config.objective.preset} · "
-            f"{config.steps} steps · {verb}"
-        )
+        self.note(f"{config.student.model} {_plot(config)} · {config.steps} steps · {verb}")
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -60,7 +56,8 @@ class Printer:
         cells = [
             form.format(row[name]) if name in row else self._wide("-", form) for name, _, form in COLUMNS
         ]
-        self._print(f"{int(row['step']):6d}  " + "  ".join(cells))
+        if _spoken(int(row["step"]), steps):
+            self._print(f"{int(row['step']):6d}  " + "  ".join(cells))
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.last["eval"] = row
@@ -94,6 +91,31 @@ class Printer:
     @staticmethod
     def _wide(text: str, form: str) -> str:
         return text.rjust(len(form.format(0.0)))
+
+
+LINES = 200  # of a run at most: a run of many small steps says every so-manieth
+
+
+def _spoken(step: int, steps: int) -> bool:
+    """Whether a step gets its line.
+
+    >>> [step for step in range(1, 1001) if _spoken(step, 1000)][:3]
+    [1, 5, 10]
+    """
+    return step in (1, steps) or step % max(1, steps // LINES) == 0
+
+
+def _plot(config: Any) -> str:
+    """What happens to the student in this story."""
+    if config.story == "distill":
+        teacher = getattr(config.teacher, "model", "its own earlier copy")
+        return f"learns from {teacher} · objective {config.objective.preset}"
+    return {
+        "sft": "imitates demonstrations",
+        "grpo": "follows its scores, group by group",
+        "improve": "imitates its own right answers",
+        "push_down": "pushes its least likely tokens down, without a teacher",
+    }[str(config.story)]
 
 
 def evaluation_lines(row: dict[str, Any]) -> list[str]:

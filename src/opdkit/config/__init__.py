@@ -1,22 +1,23 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
-from opdkit.config.load import dump_toml, explain, load_config, parse_overrides
+from opdkit.config.load import build, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.objective import PRESETS, ObjectiveConfig
 from opdkit.config.records import (
     Config,
     DiagnosticsConfig,
     EvalConfig,
-    FileTask,
-    Grader,
-    GymTask,
+    GroupConfig,
+    ImproveConfig,
     LearnerConfig,
     LocalTeacher,
     ModelConfig,
     OptimConfig,
+    PushDownConfig,
     SamplingConfig,
     SaveConfig,
     SelfTeacher,
 )
+from opdkit.config.tasks import FileTask, Grader, GymTask, TaskConfig, WorldTask
 
 __all__ = [
     "PRESETS",
@@ -25,15 +26,21 @@ __all__ = [
     "EvalConfig",
     "FileTask",
     "Grader",
+    "GroupConfig",
     "GymTask",
+    "ImproveConfig",
     "LearnerConfig",
     "LocalTeacher",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "PushDownConfig",
     "SamplingConfig",
     "SaveConfig",
     "SelfTeacher",
+    "TaskConfig",
+    "WorldTask",
+    "build",
     "dump_toml",
     "explain",
     "load_config",

@@ -170,11 +170,14 @@ def _records_in(annotation: Any) -> list[type[BaseModel]]:
     return [record for arg in typing.get_args(annotation) for record in _records_in(arg)]
 
 
+TAGS = ("local", "self", "file", "gym", "testbed")
+
+
 def _without_tags(where: Sequence[str]) -> list[str]:
     """Drops union tags: ("teacher", "local", "modle") → teacher.modle."""
     kept: list[str] = []
     for i, part in enumerate(where):
-        is_tag = i > 0 and where[i - 1] in ("teacher", "task") and part in ("local", "self", "file", "gym")
+        is_tag = i > 0 and where[i - 1] in ("teacher", "task") and part in TAGS
         if not is_tag:
             kept.append(part)
     return kept
@@ -206,7 +209,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             resolved[key] = near(value)
         elif isinstance(value, dict):
             resolved[key] = {
-                k: near(v) if k in ("model", "path", "eval_path") else v for k, v in value.items()
+                k: near(v) if k in ("model", "path", "eval_path", "demonstrations") else v
+                for k, v in value.items()
             }
     return resolved
 

@@ -3,24 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from opdkit.config.base import Record
+from opdkit.config.base import FilePath, Record, named, tagged
 from opdkit.config.objective import ObjectiveConfig
+from opdkit.config.tasks import Task
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, only strings
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _named(key: str, **fixed: Any) -> BeforeValidator:
-    """A bare string stands for the record with that one key: student = "folder"."""
-    return BeforeValidator(lambda value: {key: value, **fixed} if isinstance(value, str) else value)
-
-
-def _tagged(default: str) -> BeforeValidator:
-    """A table without `type` gets the default one."""
-    return BeforeValidator(lambda v: {"type": default, **v} if isinstance(v, dict) and "type" not in v else v)
 
 
 class ModelConfig(Record):
@@ -73,71 +63,7 @@ class SelfTeacher(Record):
 
 
 Teacher = Annotated[
-    LocalTeacher | SelfTeacher, Field(discriminator="type"), _tagged("local"), _named("model", type="local")
-]
-
-
-class Grader(Record):
-    type: Literal["none", "exact", "regex", "math"] = "none"
-    """`none` · `exact` text after normalising space · `regex` pattern's first group is the answer · `math`
-    math-verify."""
-    pattern: str = r"(-?\d+(?:\.\d+)?)(?!.*\d)"
-    """For `regex`: the first group of the last match is compared with the answer."""
-    timeout_seconds: float = Field(default=5.0, gt=0)
-    """A response whose grading takes longer is counted as failed, not as wrong."""
-
-
-class _Templated(Record):
-    chat_template: bool = True
-    """Render prompts with the tokenizer's chat template; false feeds the text as it is."""
-    thinking: bool | None = None
-    """Passed to the template as enable_thinking; unset leaves the template's own default."""
-    system: str | None = None
-    """A system message put before every prompt that has none."""
-    prefix: str = ""
-    """Text that begins every answer, appended after the templated prompt."""
-
-
-class FileTask(_Templated):
-    """Prompts from a JSONL or parquet file, with or without answers."""
-
-    type: Literal["file"] = "file"
-    """`file`, prompts from a file, unless given."""
-    path: FilePath
-    """JSONL or parquet; rows hold `prompt` (text) or `messages`, maybe `answer`, `id`, `group`."""
-    eval_path: FilePath | None = None
-    """Prompts for evaluation; unset evaluates nothing."""
-    prompt_key: str = "prompt"
-    """Name of the prompt (or messages) column."""
-    answer_key: str = "answer"
-    """Name of the answer column."""
-    grader: Annotated[Grader, _named("type")] = Grader()
-    """How a response is judged; without one, accuracy is left out and said so."""
-
-
-class GymTask(_Templated):
-    """Prompts from a reasoning-gym generator (extra `tasks`), graded by the generator's own scorer."""
-
-    type: Literal["gym"] = "gym"
-    """`gym`, prompts from a generator."""
-    name: str
-    """Generator, e.g. `chain_sum`."""
-    args: dict[str, Any] = Field(default={})
-    """Its arguments, e.g. { min_terms = 2, max_terms = 2 }."""
-    train_size: int = Field(default=2000, ge=1)
-    """Prompts made for training."""
-    eval_size: int = Field(default=200, ge=0)
-    """Held-out prompts, none of them in the training set."""
-    seed: int = 0
-    """Seed of the generator."""
-    extract: str | None = None
-    """Pattern whose first group, at its last match, is scored instead of the whole response."""
-    timeout_seconds: float = Field(default=5.0, gt=0)
-    """As for `Grader`."""
-
-
-Task = Annotated[
-    FileTask | GymTask, Field(discriminator="type"), _tagged("file"), _named("path", type="file")
+    LocalTeacher | SelfTeacher, Field(discriminator="type"), tagged("local"), named("model", type="local")
 ]
 
 
@@ -172,7 +98,9 @@ class OptimConfig(Record):
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After warm-up: constant, or cosine to 0 at the last step."""
+    """After warm-up: constant, or cosine down to `final` at the last step."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak rate at which a cosine ends."""
     warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
@@ -221,8 +149,8 @@ class EvalConfig(Record):
     """Evaluate every so many steps, and before the first and after the last; 0 = only before and after."""
     responses: int = Field(default=4, ge=1)
     """Responses per problem: the k of avg@k."""
-    temperature: float = Field(default=0.7, gt=0)
-    """The paper's protocol: 0.7."""
+    temperature: float = Field(default=0.7, ge=0)
+    """The paper's protocol: 0.7. 0 is greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """The paper's protocol: 0.95."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -231,6 +159,8 @@ class EvalConfig(Record):
     """Problems used; 0 = all."""
     at_ends: bool = True
     """Evaluate before the first and after the last step."""
+    teacher: bool = False
+    """Examine the teacher as well, once, before the first step: what gap recovery needs."""
 
 
 class SaveConfig(Record):
@@ -244,15 +174,33 @@ class SaveConfig(Record):
     """How many in such a sample."""
 
 
+class GroupConfig(Record):
+    scale: Literal["std", "none"] = "std"
+    """Advantage of a response: score − mean of its group, over the group's standard deviation or not."""
+
+
+class ImproveConfig(Record):
+    prompts: int = Field(default=1000, ge=1)
+    """Prompts sampled per round, `sampling.responses` responses each."""
+    every: int = Field(default=0, ge=0)
+    """Steps of a round: after so many, sample anew from the improved student; 0 = one round."""
+
+
+class PushDownConfig(Record):
+    share: float = Field(default=0.2, gt=0, le=1)
+    """Share of a step's tokens, those of lowest log-prob, that are made less likely."""
+
+
 class Config(Record):
     """A whole run."""
 
-    story: Literal["distill"] = "distill"
-    """Which loop."""
-    student: Annotated[ModelConfig, _named("model")]
+    story: Literal["distill", "sft", "grpo", "improve", "push_down"] = "distill"
+    """`distill` imitate a teacher on own rollouts · `sft` imitate demonstrations · `grpo` group-relative policy
+    gradient · `improve` sample, keep what is right, imitate it · `push_down` the control without a teacher."""
+    student: Annotated[ModelConfig, named("model")]
     """The model that is trained."""
-    teacher: Teacher
-    """The model that is imitated."""
+    teacher: Teacher | None = None
+    """The model that is imitated; only `distill` has one."""
     task: Task
     """Where prompts come from and how responses are judged."""
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -265,6 +213,12 @@ class Config(Record):
     """Micro-batches, precision, guards."""
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     """What is measured on the way."""
+    grpo: GroupConfig = GroupConfig()
+    """How scores become advantages."""
+    improve: ImproveConfig = ImproveConfig()
+    """How much is sampled, and when."""
+    push_down: PushDownConfig = PushDownConfig()
+    """What the control pushes down."""
     eval: EvalConfig = EvalConfig()
     """How the student is examined."""
     save: SaveConfig = SaveConfig()
@@ -274,7 +228,7 @@ class Config(Record):
     steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     prompts_per_step: int = Field(default=64, ge=1)
-    """Prompts per step, P; rollouts per step are P × sampling.responses."""
+    """Prompts per step, P; rollouts per step are P × sampling.responses, in `sft` and `improve` P."""
     seed: int = 0
     """Of prompts, sampling and measured positions: (seed, step) decides all draws."""
     device: str = "auto"

@@ -1,6 +1,6 @@
 """What goes on between student and teacher: the paper's quantities per position, per bin, per sequence."""
 
-from opdkit.diagnostics.alignment import Measures, measure, overlap_chance
+from opdkit.diagnostics.alignment import Measures, measure, measure_alone, overlap_chance
 from opdkit.diagnostics.extremes import Extreme, Extremes, extremes, merge
 from opdkit.diagnostics.sequence import (
     auroc,
@@ -25,6 +25,7 @@ __all__ = [
     "extremes",
     "gap_recovery",
     "measure",
+    "measure_alone",
     "merge",
     "overlap_chance",
     "repetition_fraction",

@@ -87,6 +87,13 @@ def measure(student: Dist, teacher: Dist, *, k: int, ks: Sequence[int]) -> Measu
     )
 
 
+@torch.no_grad()
+def measure_alone(student: Dist) -> Measures:
+    """What can be said of a student without a teacher: its entropy and what it gives the token taken, in nats."""
+    student = detached(student)
+    return {"entropy_student": each(student.entropy), "logp_sampled": each(student.sampled)}
+
+
 def divergence(student: Dist, teacher: Dist) -> Measures:
     """KL(p‖q) at each position (Eq. 4) where both rows are whole, and its one-sample estimate (Eq. 3)."""
     measures: Measures = {}

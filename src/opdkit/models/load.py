@@ -91,7 +91,7 @@ def describe(model: Any, tokenizer: Any, *, name: str, rows: int | None = None) 
         model=model,
         tokenizer=tokenizer,
         head=head,
-        stop_ids=_stop_ids(model, tokenizer, head.rows),
+        stop_ids=_stop_ids(model.generation_config, tokenizer, head.rows),
         fingerprint=fingerprint(tokenizer),
         max_length=context_length(model.config),
     )
@@ -338,8 +338,19 @@ def _first_line(error: BaseException) -> str:
     )
 
 
-def _stop_ids(model: Any, tokenizer: Any, rows: int) -> tuple[int, ...]:
-    named = getattr(model.generation_config, "eos_token_id", None)
+def open_stop_ids(ref: ModelRef, tokenizer: Any, *, rows: int) -> tuple[int, ...]:
+    """Any of these ends a response; read before any weight."""
+    from transformers import GenerationConfig
+
+    try:
+        named: Any = GenerationConfig.from_pretrained(ref.model, revision=ref.revision or "main")
+    except OSError:  # many have none: then it is what the model's config says
+        named = open_config(ref)
+    return _stop_ids(named, tokenizer, rows)
+
+
+def _stop_ids(named_by: Any, tokenizer: Any, rows: int) -> tuple[int, ...]:
+    named = getattr(named_by, "eos_token_id", None)
     ids = [] if named is None else list(named) if isinstance(named, list | tuple) else [named]
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)

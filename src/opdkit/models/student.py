@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure
+from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure, measure_alone
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
 from opdkit.models.teacher import teacher_dist
-from opdkit.objectives import Objective
+from opdkit.objectives import Likelihood, Objective
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
 from opdkit.types import MicroBatch, Support
 
@@ -86,10 +86,12 @@ class Student(nn.Module):
             self.model.train()
 
     def forward(
-        self, micro: MicroBatch, objective: Objective, teacher_head: Head | None = None
+        self, micro: MicroBatch, objective: Objective | Likelihood, teacher_head: Head | None = None
     ) -> tuple[Tensor, Notes]:
         hidden = self._packed_hidden(micro)
         notes = Notes()
+        if isinstance(objective, Likelihood):
+            return self._alone(hidden, micro, objective, notes), notes
         if objective.columns_only and micro.support is not None:
             return self._columns(hidden, micro, objective, teacher_head, notes), notes
         return self._rows(hidden, micro, objective, teacher_head, notes), notes
@@ -118,6 +120,16 @@ class Student(nn.Module):
             loss = _weighted(objective.local(student, teacher, support), micro.weight[part])
             self._note(notes, micro, part, student, teacher)
             return loss
+
+        return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
+
+    def _alone(self, hidden: Tensor, micro: MicroBatch, objective: Likelihood, notes: Notes) -> Tensor:
+        """Without a teacher: the likelihood of the tokens taken, and what can be said of the student alone."""
+
+        def loss(logits: Tensor, part: slice) -> Tensor:
+            student = RowDist(logits, sampled_ids=micro.sampled_ids[part])
+            self._note_alone(notes, micro, part, student)
+            return _weighted(objective.local(student), micro.weight[part])
 
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
 
@@ -153,6 +165,16 @@ class Student(nn.Module):
         self._measure_pieces(notes, micro, here, here + part.start, student, teacher)
 
     @torch.no_grad()
+    def _note_alone(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist) -> None:
+        rows = micro.measured[part].nonzero()[:, 0]
+        if len(rows):
+            here = rows + part.start
+            notes.measures.append(
+                measure_alone(student.rows(rows)) | _mismatch(student.rows(rows), micro, here)
+            )
+            notes.measured_index.append(micro.index[here])
+
+    @torch.no_grad()
     def _note_sample(
         self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes
     ) -> None:
@@ -186,9 +208,7 @@ class Student(nn.Module):
         self, notes: Notes, micro: MicroBatch, here: Tensor, student: RowDist, teacher: Dist
     ) -> None:
         measures = dict(measure(student, teacher, k=self.k, ks=self.ks))
-        if micro.sampler_logp is not None:
-            gap = (student.sampled - micro.sampler_logp[here]).abs()
-            measures["sampler_mismatch"] = (gap, torch.ones_like(gap))
+        measures |= _mismatch(student, micro, here)
         if micro.support is not None and micro.support.ids is not None and micro.support.source == "sampler":
             ids = micro.support.ids[here]
             missed = (~in_set(ids, student.topk(ids.shape[-1])[0])).float().mean(-1)
@@ -203,6 +223,14 @@ class Student(nn.Module):
         return torch.autocast(device.type, dtype=self.compute)
 
 
+def _mismatch(student: Dist, micro: MicroBatch, here: Tensor) -> Measures:
+    """How far the sampler's log-prob of the token is from the learner's, in nats."""
+    if micro.sampler_logp is None:
+        return {}
+    gap = (student.sampled - micro.sampler_logp[here]).abs()
+    return {"sampler_mismatch": (gap, torch.ones_like(gap))}
+
+
 def _give_back(device: torch.device) -> None:
     """Return to the system what measuring left in the heap, after each of several chunks.
 
@@ -215,7 +243,7 @@ def _give_back(device: torch.device) -> None:
 
 def _weighted(loss: Tensor, weight: Tensor) -> Tensor:
     """Σ weight · loss over positions that train; selected, not multiplied away."""
-    return torch.where(weight > 0, loss * weight.to(loss.dtype), 0.0).sum()
+    return torch.where(weight != 0, loss * weight.to(loss.dtype), 0.0).sum()
 
 
 def _cut(support: Support | None, part: slice) -> Support | None:

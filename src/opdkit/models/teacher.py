@@ -38,8 +38,12 @@ class LocalTeacher:
         payload: Literal["hidden", "ids"] = "hidden",
         batch_tokens: int = 16384,
         round_to_bfloat16: bool = False,
+        frozen: bool = True,
     ):
-        """`round_to_bfloat16`: weights are rounded before the first score, and the error of that is kept."""
+        """`round_to_bfloat16`: weights are rounded before the first score, and the error of that is kept.
+
+        `frozen` false only reads a model that is being trained: what is told of it, not what trains.
+        """
         self.loaded = loaded
         self.temperature = temperature
         self.payload = payload
@@ -47,7 +51,8 @@ class LocalTeacher:
         self.offers = OFFERS[payload]
         self.rounding_pending = round_to_bfloat16
         self.rounding_kl: float | None = None  # mean KL(float32 ‖ bfloat16), nats
-        loaded.model.requires_grad_(False)
+        if frozen:
+            loaded.model.requires_grad_(False)
 
     @property
     def head(self) -> Head:

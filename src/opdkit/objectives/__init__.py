@@ -1,6 +1,23 @@
-"""What is minimised: a divergence over a support, by an estimator. Proven in tests/test_objectives.py."""
+"""What is minimised: a divergence from a teacher over a support, by an estimator; or the likelihood of the
+tokens taken, weighted. Proven in tests/test_objectives.py and tests/test_likelihood.py."""
 
 from opdkit.objectives.divergence import DIVERGENCES, DivergenceTerms
+from opdkit.objectives.likelihood import (
+    Likelihood,
+    advantages,
+    group_relative,
+    imitation,
+    push_down,
+)
 from opdkit.objectives.objective import Objective
 
-__all__ = ["DIVERGENCES", "DivergenceTerms", "Objective"]
+__all__ = [
+    "DIVERGENCES",
+    "DivergenceTerms",
+    "Likelihood",
+    "Objective",
+    "advantages",
+    "group_relative",
+    "imitation",
+    "push_down",
+]

@@ -36,7 +36,7 @@ MARKER = ".opd-run"
 _MARKER_TEXT = "A run folder of opdkit. Nothing is ever deleted in a folder without this file.\n"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _ROLLOUTS = re.compile(r"step_(\d+)\.jsonl")
-_STREAMS = ("metrics.jsonl", "eval.jsonl", "findings.jsonl")
+_STREAMS = ("metrics.jsonl", "eval.jsonl", "findings.jsonl", "sequences.jsonl")
 _UNFINISHED = {LOCK, "config.toml", "env.json"}  # what a creation that was killed may leave: no marker yet
 
 
@@ -118,6 +118,10 @@ class RunFolder:
         names = [field.name for field in dataclasses.fields(finding)]
         self._append("findings.jsonl", {name: getattr(finding, name) for name in names})
 
+    def log_sequences(self, step: int, row: Mapping[str, Any]) -> None:
+        """Of every rollout of the step one number under each name: reward, score, length, truncated."""
+        self._append("sequences.jsonl", _stepped(step, row))
+
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         data = as_lines([_stepped(step, row) for row in rows])
         path = self.path / "rollouts" / f"step_{step}.jsonl"
@@ -176,6 +180,11 @@ class RunFolder:
             raise UserError(
                 f"cannot read {name} of {self.path}: {_reason(error)}", hint=f"ls -l {_quoted(self.path)}"
             ) from error
+
+    def read_lines(self, name: str) -> list[Row]:
+        """The rows of a file that `write_text` wrote. Raises UserError where it is missing or no JSON lines."""
+        self.read_text(name)
+        return read_rows(self.path / name)
 
     def read_metrics(self) -> list[Row]:
         return read_rows(self.path / "metrics.jsonl")

@@ -2,8 +2,8 @@
 import: readers of parquet, generators and checkers are loaded where they are used, most of them only in the
 child."""
 
-from opdkit.tasks.encode import encode, fit
+from opdkit.tasks.encode import demonstrations, encode, fit
 from opdkit.tasks.steps import step_prompts
 from opdkit.tasks.task import Task, load_task
 
-__all__ = ["Task", "encode", "fit", "load_task", "step_prompts"]
+__all__ = ["Task", "demonstrations", "encode", "fit", "load_task", "step_prompts"]

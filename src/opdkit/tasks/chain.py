@@ -19,19 +19,29 @@ equally far from step i in every prompt: a model with rotary positions finds it 
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
+from opdkit.tasks.family import (
+    KINDS,
+    PAD,
+    UNKNOWN,
+    Check,
+    as_prompts,
+    by_hash,
+    distinct,
+    is_value,
+    numbers,
+    permutations,
+    pick,
+    same,
+    stream,
+    style_of,
+)
 from opdkit.types import Prompt
-
-KINDS = ("easy", "wrong", "table")
-PAD, UNKNOWN = "<pad>", "<unk>"
-HELD_OUT_SHARE = 8  # one problem in so many is never in training texts
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,17 +85,6 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Check:
-    """What a verifier found in a response. A value that is not there counts as wrong."""
-
-    final: bool  # the number after the answer word is right
-    steps: tuple[bool, ...]  # value i is the true one
-    follows: tuple[bool, ...]  # value i is right given the values written before it
-    style: str | None  # by the first word
-    complete: bool  # just as the style writes it, be the values right or wrong
-
-
-@dataclass(frozen=True)
 class ChainWorld:
     """One world of chains; another `seed` is another choice of wrong operands and tables.
 
@@ -123,8 +122,8 @@ class ChainWorld:
     @cached_property
     def tables(self) -> Mapping[str, tuple[int, ...]]:
         """Table operands, each a permutation of all values."""
-        values = range(self.modulus)
-        return {f"t{i}": tuple(by_hash(values, "chain table", self.seed, i)) for i in range(self.num_tables)}
+        tables = permutations(self.num_tables, "chain table", self.seed, of=self.modulus)
+        return {f"t{i}": table for i, table in enumerate(tables)}
 
     @cached_property
     def easy(self) -> tuple[str, ...]:
@@ -164,12 +163,11 @@ class ChainWorld:
     ) -> list[Problem]:
         """`count` different problems. Held-out ones are disjoint from all others, whatever the seeds."""
         rng = stream("chain problems", self.seed, seed, held_out)
-        found: dict[Problem, None] = {}
-        while len(found) < count:
-            problem = self._draw(rng, kinds or self.kinds, depth or self.depth, template)
-            if is_held_out(f"{problem.start} {' '.join(problem.operands)}") == held_out:
-                found[problem] = None
-        return list(found)
+
+        def draw() -> Problem:
+            return self._draw(rng, kinds or self.kinds, depth or self.depth, template)
+
+        return distinct(count, draw, asked=lambda p: " ".join((str(p.start), *p.operands)), held_out=held_out)
 
     def _draw(
         self, rng: random.Random, kinds: Sequence[float], depth: tuple[int, int], template: int | None
@@ -194,7 +192,7 @@ class ChainWorld:
         """The problem of a prompt's text. ValueError for anything that is none of this world's."""
         words = prompt.split()
         openings = [template[0] for template in _TEMPLATES]
-        if len(words) < 3 or words[0] not in openings or not self._is_value(words[2]):
+        if len(words) < 3 or words[0] not in openings or not is_value(words[2], self.modulus):
             raise ValueError(f"not a chain: {prompt!r}")
         operands = tuple(word for word in words[4:-2:2] if word != ".")
         kinds = {self.kind_of(operand) for operand in operands} - {"easy"}
@@ -278,8 +276,8 @@ class ChainWorld:
     def check(self, problem: Problem, response: str) -> Check:
         """Judges an answer in any style, with or without its end token (decoders drop it)."""
         words = response.split()
-        style = next((name for name, how in STYLES.items() if words[:1] == [how.mark]), None)
-        written, result = self._numbers(words)
+        style = style_of(words, STYLES)
+        written, result = numbers(words, STYLES, modulus=self.modulus)
         gold = self.values(problem)
         expected = [self.apply(o, v) for o, v in zip(problem.operands, [problem.start, *written])]
         return Check(
@@ -289,17 +287,6 @@ class ChainWorld:
             style=style,
             complete=style is not None and _is_complete(words, problem, STYLES[style], written),
         )
-
-    def _numbers(self, words: Sequence[str]) -> tuple[list[int], int | None]:
-        """Values before the last answer word, and the number right after it."""
-        answers = {how.answer for how in STYLES.values()}
-        at = max((i for i, word in enumerate(words) if word in answers), default=len(words))
-        written = [int(word) for word in words[:at] if self._is_value(word)]
-        after = words[at + 1 : at + 2]
-        return written, int(after[0]) if after and self._is_value(after[0]) else None
-
-    def _is_value(self, word: str) -> bool:
-        return word.isdecimal() and word.isascii() and word == str(int(word)) and int(word) < self.modulus
 
 
 def _layout(problem: Problem, values: Sequence[int], how: Style, joints: Sequence[str] | None) -> list[str]:
@@ -320,69 +307,3 @@ def _is_complete(words: Sequence[str], problem: Problem, how: Style, written: Se
     if joints is not None and not set(joints) <= set(how.joints):
         return False
     return body == _layout(problem, written, how, joints)
-
-
-# --- what every family of problems shares -------------------------------------------------------------------
-
-
-class World(Protocol):
-    """A family of problems, as `as_prompts` needs it."""
-
-    def prompt(self, problem: Any) -> str: ...
-    def values(self, problem: Any) -> tuple[int, ...]: ...
-
-
-def as_prompts(world: World, problems: Sequence[Any], *, name: str) -> list[Prompt]:
-    return [
-        Prompt(
-            id=f"{name}-{i}",
-            text=world.prompt(problem),
-            answer=str(world.values(problem)[-1]),
-            group=problem.kind,
-            source=f"{name}:{i}",
-        )
-        for i, problem in enumerate(problems)
-    ]
-
-
-def same(written: Sequence[int], gold: Sequence[int]) -> tuple[bool, ...]:
-    """One word per value of `gold`; a value that was not written is not the same.
-
-    >>> same([1, 2], [1, 3, 4])
-    (True, False, False)
-    """
-    return tuple(i < len(written) and written[i] == value for i, value in enumerate(gold))
-
-
-def is_held_out(asked: str) -> bool:
-    """By what is asked, not by how: the same problem in another wording is on the same side."""
-    return _digest("held out", asked)[0] % HELD_OUT_SHARE == 0
-
-
-# Chance: only what is promised to be the same on every machine and in every release.
-
-
-def stream(*key: object) -> random.Random:
-    """A stream of its own for every key. Draw from it with `pick` and `random()` only."""
-    return random.Random(int.from_bytes(_digest(*key), "little"))
-
-
-def pick(rng: random.Random, choices: Sequence[T], *, weights: Sequence[float] | None = None) -> T:
-    """One of `choices`, all alike or by weight."""
-    if weights is None:
-        return choices[int(rng.random() * len(choices))]
-    left = rng.random() * sum(weights)
-    for choice, weight in zip(choices, weights, strict=True):
-        left -= weight
-        if left < 0:
-            return choice
-    return choices[-1]
-
-
-def by_hash(items: Iterable[T], *key: object) -> list[T]:
-    """The items in an order drawn from `key`."""
-    return sorted(items, key=lambda item: _digest(*key, item))
-
-
-def _digest(*key: object) -> bytes:
-    return hashlib.blake2b(":".join(map(str, key)).encode(), digest_size=16).digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from opdkit.tasks.chain import PAD, UNKNOWN
+from opdkit.tasks.family import PAD, UNKNOWN
 
 
 def word_tokenizer(vocabulary: Sequence[str], *, ends: Sequence[str], end: str | None = None) -> Any:

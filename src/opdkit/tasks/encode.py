@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from opdkit.types import Prompt, UserError
+from opdkit.types import Prompt, Rollout, UserError
 
 if TYPE_CHECKING:
-    from opdkit.config.records import FileTask, GymTask
+    from opdkit.config import TaskConfig
 
 
 def encode(
-    prompts: Sequence[Prompt], tokenizer: Any, cfg: FileTask | GymTask, *, system: str | None = None
+    prompts: Sequence[Prompt], tokenizer: Any, cfg: TaskConfig, *, system: str | None = None
 ) -> list[Prompt]:
     """The prompts with `ids` filled: templated as `cfg` says, then `cfg.prefix` without special tokens.
 
@@ -57,11 +57,41 @@ def fit(prompts: Sequence[Prompt], *, max_prompt_tokens: int) -> tuple[list[Prom
     return kept, dropped
 
 
+def demonstrations(prompts: Sequence[Prompt], tokenizer: Any, *, stop_ids: Sequence[int]) -> list[Rollout]:
+    """Encoded prompts with their `response` as rollouts that somebody else made: ids end in an end token.
+
+    A text that does not say its end gets the tokenizer's. Raises UserError for a prompt without a response.
+    """
+    without = [p for p in prompts if p.response is None]
+    if without:
+        raise UserError(
+            f"{len(without)} of {len(prompts)} prompts have no demonstration to imitate, the first is "
+            f"{without[0].source or without[0].id}",
+            hint="task.response_key=COLUMN with the text that answers each prompt",
+        )
+    ends = set(stop_ids)
+    if tokenizer.eos_token_id is None and not ends:
+        raise UserError("the tokenizer has no end token", hint="set eos_token in its tokenizer_config.json")
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(ends)
+    texts = [p.response or "" for p in prompts]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [
+        Rollout(
+            prompt=prompt,
+            response_ids=tuple(row) if row and row[-1] in ends else (*row, end),
+            finish_reason="stop",
+            text=text,
+            sampler="demonstration",
+        )
+        for prompt, row, text in zip(prompts, rows, texts, strict=True)
+    ]
+
+
 # --- the two ways -------------------------------------------------------------------------------------------
 
 
 def _templated(
-    prompts: Sequence[Prompt], tokenizer: Any, cfg: FileTask | GymTask, system: str | None
+    prompts: Sequence[Prompt], tokenizer: Any, cfg: TaskConfig, system: str | None
 ) -> list[list[int]]:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
@@ -88,9 +118,7 @@ def _render(
         ) from error
 
 
-def _plain(
-    prompts: Sequence[Prompt], tokenizer: Any, cfg: FileTask | GymTask, system: str | None
-) -> list[list[int]]:
+def _plain(prompts: Sequence[Prompt], tokenizer: Any, cfg: TaskConfig, system: str | None) -> list[list[int]]:
     if cfg.system or system:
         raise UserError(
             "a system message needs a chat template", hint="task.chat_template=true, or put it in the text"

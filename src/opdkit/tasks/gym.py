@@ -11,7 +11,7 @@ from opdkit.tasks.worker import Worker
 from opdkit.types import Prompt, UserError
 
 if TYPE_CHECKING:
-    from opdkit.config.records import GymTask
+    from opdkit.config import GymTask
 
 ITEMS_PER_REQUEST = 16
 MAKE_SECONDS = 600.0  # for one request; the slowest generators take half a second per item

@@ -21,17 +21,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from opdkit.tasks.chain import (
+from opdkit.tasks.family import (
     KINDS,
     PAD,
     UNKNOWN,
     Check,
     as_prompts,
     by_hash,
-    is_held_out,
+    distinct,
+    is_value,
+    numbers,
+    permutations,
     pick,
     same,
+    shuffled,
     stream,
+    style_of,
 )
 from opdkit.types import Prompt
 
@@ -157,8 +162,8 @@ class IgsmWorld:
     @cached_property
     def tables(self) -> Mapping[str, tuple[int, ...]]:
         """Table operands, each a permutation of all values."""
-        values = range(self.modulus)
-        return {f"t{i}": tuple(by_hash(values, "igsm table", self.seed, i)) for i in range(self.num_tables)}
+        tables = permutations(self.num_tables, "igsm table", self.seed, of=self.modulus)
+        return {f"t{i}": table for i, table in enumerate(tables)}
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -195,12 +200,11 @@ class IgsmWorld:
     ) -> list[Problem]:
         """`count` different problems. Held-out ones are disjoint from all others, whatever the seeds."""
         rng = stream("igsm problems", self.seed, seed, held_out)
-        found: dict[Problem, None] = {}
-        while len(found) < count:
-            problem = self._draw(rng, kinds or self.kinds, operations or self.operations, template)
-            if is_held_out(_asked(problem)) == held_out:
-                found[problem] = None
-        return list(found)
+
+        def draw() -> Problem:
+            return self._draw(rng, kinds or self.kinds, operations or self.operations, template)
+
+        return distinct(count, draw, asked=_asked, held_out=held_out)
 
     def _draw(
         self, rng: random.Random, kinds: Sequence[float], operations: tuple[int, int], template: int | None
@@ -258,7 +262,7 @@ class IgsmWorld:
             return "table"
         if operation in self.shifts:
             return "wrong"
-        if operation not in BINARY and not self._is_value(operation):
+        if operation not in BINARY and not is_value(operation, self.modulus):
             raise ValueError(f"no operation: {operation!r}")
         return "easy"
 
@@ -329,10 +333,10 @@ class IgsmWorld:
     def check(self, problem: Problem, response: str) -> Check:
         """Judges an answer in any style, with or without its end token (decoders drop it)."""
         words = response.split()
-        style = next((name for name, how in STYLES.items() if words[:1] == [how.mark]), None)
+        style = style_of(words, STYLES)
         how = STYLES[style or "needed"]
         told = _told(problem, how)
-        written, result = self._numbers(words)
+        written, result = numbers(words, STYLES, modulus=self.modulus)
         gold = self.values(problem, style=style or "needed")
         body = words[:-1] if words and words[-1] == how.end else words
         complete = len(written) == len(told) and body == _layout(problem, written, how)
@@ -345,22 +349,6 @@ class IgsmWorld:
             style=style,
             complete=style is not None and complete,
         )
-
-    def _numbers(self, words: Sequence[str]) -> tuple[list[int], int | None]:
-        """Values before the last answer word, and the number right after it."""
-        answers = {how.answer for how in STYLES.values()}
-        at = max((i for i, word in enumerate(words) if word in answers), default=len(words))
-        written = [int(word) for word in words[:at] if self._is_value(word)]
-        after = words[at + 1 : at + 2]
-        return written, int(after[0]) if after and self._is_value(after[0]) else None
-
-    def _is_value(self, word: str) -> bool:
-        return word.isdecimal() and word.isascii() and word == str(int(word)) and int(word) < self.modulus
-
-
-def shuffled(rng: random.Random, items: Sequence[Any]) -> list[Any]:
-    left = list(items)
-    return [left.pop(pick(rng, range(len(left)))) for _ in items]
 
 
 def _asked(problem: Problem) -> str:

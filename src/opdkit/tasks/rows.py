@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opdkit.types import Prompt, UserError
 
 if TYPE_CHECKING:
-    from opdkit.config.records import FileTask
+    from opdkit.config import FileTask
 
 Row = Mapping[str, Any]
 _SHAPE = 'a row is {"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
@@ -75,7 +75,8 @@ def _parquet_rows(path: Path, cfg: FileTask) -> Iterator[tuple[int, Row]]:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise UserError("parquet files need the extra `data`", hint="pip install 'opdkit[data]'") from error
-    wanted = {cfg.prompt_key, cfg.answer_key, "messages", "id", "group", "reward_model", "extra_info"}
+    own = {cfg.prompt_key, cfg.answer_key, cfg.response_key}
+    wanted = own | {"messages", "id", "group", "reward_model", "extra_info"}
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in file.schema_arrow.names if name in wanted]
@@ -101,6 +102,7 @@ def _prompt(row: Row, cfg: FileTask, *, path: Path, line: int) -> Prompt:
         text=value if isinstance(value, str) else None,
         messages=None if isinstance(value, str) else _messages(value, where),
         answer=_answer(row, cfg, where),
+        response=_response(row, cfg, where),
         group=None if row.get("group") is None else str(row["group"]),
         source=where,
     )
@@ -145,6 +147,18 @@ def _answer(row: Row, cfg: FileTask, where: str) -> str | None:
             hint=f"make `{cfg.answer_key}` text, or set task.answer_key",
         )
     return str(value)
+
+
+def _response(row: Row, cfg: FileTask, where: str) -> str | None:
+    value = row.get(cfg.response_key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise UserError(
+            f"{where}: the demonstration in `{cfg.response_key}` is no text, or empty",
+            hint="fill it, remove it, or set task.response_key",
+        )
+    return value
 
 
 def _id(row: Row) -> str | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from typing import TypeVar
 
-from opdkit.types import Prompt
+T = TypeVar("T")
 
 
-def step_prompts(prompts: Sequence[Prompt], *, step: int, seed: int, count: int) -> list[Prompt]:
-    """The `count` prompts of `step` (from 0): a walk through one permutation per epoch, each drawn from
+def step_prompts(prompts: Sequence[T], *, step: int, seed: int, count: int) -> list[T]:
+    """The `count` prompts (or demonstrations) of `step` (from 0): a walk through one permutation per epoch, each drawn from
     (seed, epoch).
 
     Step s takes the walk's places s·count … (s+1)·count − 1, so an epoch holds every prompt once, and a step
     may lie across two epochs or, with a small set, hold a prompt more than once.
 
-    >>> ps = [Prompt(id=name) for name in "abc"]
-    >>> two_epochs = [p.id for step in range(3) for p in step_prompts(ps, step=step, seed=0, count=2)]
+    >>> two_epochs = [p for step in range(3) for p in step_prompts("abc", step=step, seed=0, count=2)]
     >>> sorted(two_epochs[:3]), sorted(two_epochs[3:])
     (['a', 'b', 'c'], ['a', 'b', 'c'])
     """

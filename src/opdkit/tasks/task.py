@@ -5,68 +5,65 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from opdkit.tasks.gym import gym_prompts, gym_setup, refusal
 from opdkit.tasks.rows import read_prompts
 from opdkit.tasks.worker import Worker
+from opdkit.tasks.worlds import WorldGrading, open_world, world_prompts
 from opdkit.types import Grade, Prompt, Rollout, UserError
 
 if TYPE_CHECKING:
-    from opdkit.config.records import FileTask, GymTask
+    from opdkit.config import FileTask, GymTask, TaskConfig
 
 MAX_CHARACTERS = 20_000  # of a response that a grader reads, from its end: answers stand there
 
 
-def load_task(cfg: FileTask | GymTask, *, base_seed: int = 0) -> Task:
+def load_task(cfg: TaskConfig, *, base_seed: int = 0) -> Task:
     """The task that `cfg` describes; `base_seed` gives a generator another stream, files are read as they
     are.
 
     Raises UserError for whatever is wrong with files, arguments, patterns or answers, before a model is
     loaded.
     """
+    if cfg.type == "testbed":
+        return Task(*world_prompts(cfg), grading=WorldGrading(open_world(cfg)))
     return _gym_task(cfg, base_seed) if cfg.type == "gym" else _file_task(cfg)
+
+
+class Grading(Protocol):
+    """Who judges responses."""
+
+    def grades(self, rollouts: Sequence[Rollout]) -> list[Grade | None]:
+        """One per rollout; None where there is nothing to judge by."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Task:
     """Lives because it may own a grader's process: `close` it, or use it in a `with` statement."""
 
-    def __init__(
-        self,
-        train: tuple[Prompt, ...],
-        evaluation: tuple[Prompt, ...],
-        *,
-        worker: Worker | None,
-        timeout_seconds: float,
-    ):
+    def __init__(self, train: tuple[Prompt, ...], evaluation: tuple[Prompt, ...], *, grading: Grading | None):
         self.train = train
         self.evaluation = evaluation
-        self.timeout_seconds = timeout_seconds
-        self._worker = worker
+        self._grading = grading
 
     @property
     def graded(self) -> bool:
-        return self._worker is not None
+        return self._grading is not None
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """The rollouts with `grade` set, in order; unchanged where there is nothing to judge by.
-
-        Only the last 20,000 characters of a response are read; a longer one is never an exact answer. A
-        grader that took too long or raised gives no score but `failed`.
-        """
-        if self._worker is None:
+        """The rollouts with `grade` set, in order; unchanged where there is nothing to judge by."""
+        if self._grading is None:
             return list(rollouts)
-        asked = [i for i, r in enumerate(rollouts) if _gradable(r.prompt)]
-        replies = self._worker.ask(
-            [_request(rollouts[i]) for i in asked], timeout_seconds=self.timeout_seconds
-        )
-        grades = {i: Grade(r.get("score"), r.get("failed")) for i, r in zip(asked, replies, strict=True)}
-        return [replace(r, grade=grades[i]) if i in grades else r for i, r in enumerate(rollouts)]
+        grades = self._grading.grades(rollouts)
+        return [r if g is None else replace(r, grade=g) for r, g in zip(rollouts, grades, strict=True)]
 
     def close(self) -> None:
         """Ends the grader's process. Grading again starts another."""
-        if self._worker is not None:
-            self._worker.close()
+        if self._grading is not None:
+            self._grading.close()
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +72,29 @@ class Task:
         self.close()
 
 
-# --- the two kinds ------------------------------------------------------------------------------------------
+class ChildGrading:
+    """Graders that run foreign code on foreign text, in a process that can be killed.
+
+    Only the last 20,000 characters of a response are read; a longer one is never an exact answer. A grader
+    that took too long or raised gives no score but `failed`.
+    """
+
+    def __init__(self, worker: Worker, *, timeout_seconds: float):
+        self.worker, self.timeout_seconds = worker, timeout_seconds
+
+    def grades(self, rollouts: Sequence[Rollout]) -> list[Grade | None]:
+        asked = [i for i, r in enumerate(rollouts) if _gradable(r.prompt)]
+        replies = self.worker.ask(
+            [_request(rollouts[i]) for i in asked], timeout_seconds=self.timeout_seconds
+        )
+        found = {i: Grade(r.get("score"), r.get("failed")) for i, r in zip(asked, replies, strict=True)}
+        return [found.get(i) for i in range(len(rollouts))]
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+# --- files and generators ------------------------------------------------------------------------------------------
 
 
 def _file_task(cfg: FileTask) -> Task:
@@ -83,7 +102,7 @@ def _file_task(cfg: FileTask) -> Task:
     evaluation = read_prompts(cfg.eval_path, cfg) if cfg.eval_path else ()
     grader = cfg.grader
     if grader.type == "none":
-        return Task(train, evaluation, worker=None, timeout_seconds=grader.timeout_seconds)
+        return Task(train, evaluation, grading=None)
     _must_have_answers(train + evaluation, cfg)
     if grader.type == "regex":
         _must_compile(grader.pattern, "task.grader.pattern")
@@ -92,7 +111,7 @@ def _file_task(cfg: FileTask) -> Task:
     if "ready" not in greeting:
         worker.close()
         raise _grader_refusal(greeting, grader.type)
-    return Task(train, evaluation, worker=worker, timeout_seconds=grader.timeout_seconds)
+    return Task(train, evaluation, grading=ChildGrading(worker, timeout_seconds=grader.timeout_seconds))
 
 
 def _gym_task(cfg: GymTask, base_seed: int) -> Task:
@@ -107,7 +126,7 @@ def _gym_task(cfg: GymTask, base_seed: int) -> Task:
     except BaseException:
         worker.close()
         raise
-    return Task(train, evaluation, worker=worker, timeout_seconds=cfg.timeout_seconds)
+    return Task(train, evaluation, grading=ChildGrading(worker, timeout_seconds=cfg.timeout_seconds))
 
 
 def _request(rollout: Rollout) -> dict[str, Any]:

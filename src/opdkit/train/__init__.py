@@ -1,8 +1,5 @@
-"""The stories. Each loop reads top to bottom: plan → feed → collate → learner → distill; evaluate."""
+"""The stories: plan → feed → collate → learner → publish, one loop for all; evaluation."""
 
-from opdkit.train.distill import distill
+from opdkit.train.loop import Silent, Talk, run_story
 
-STORIES = {"distill": distill}
-"""`story = …` of a config → the loop that tells it."""
-
-__all__ = ["STORIES", "distill"]
+__all__ = ["Silent", "Talk", "run_story"]

@@ -53,16 +53,18 @@ def evaluate(
     marks = marks_of(rollouts, problems=[i for i in mine for _ in range(cfg.responses)])
     if world is not None:
         marks = [Mark(**m) for part in world.gather([asdict(m) for m in marks]) for m in part]
-    return summarise(marks, graded=task.graded)
+    groups = [p.group for p in chosen]
+    return summarise(marks, graded=task.graded, groups=groups if any(groups) else None)
 
 
 def _exam_sampling(cfg: EvalConfig, sampling: SamplingConfig) -> SamplingConfig:
+    greedy = cfg.temperature == 0
     return sampling.model_copy(
         update={
             "responses": cfg.responses,
-            "temperature": cfg.temperature,
+            "temperature": 1.0 if greedy else cfg.temperature,
             "top_p": cfg.top_p,
-            "top_k": 0,
+            "top_k": 1 if greedy else 0,
             "max_tokens": cfg.max_tokens or sampling.max_tokens,
         }
     )
@@ -80,8 +82,13 @@ def marks_of(rollouts: Sequence[Rollout], *, problems: Sequence[int]) -> list[Ma
     ]
 
 
-def summarise(marks: Sequence[Mark], *, graded: bool, seed: int = 0) -> dict[str, Any]:
-    """The numbers of one evaluation; every problem has the same number of marks, k."""
+def summarise(
+    marks: Sequence[Mark], *, graded: bool, seed: int = 0, groups: Sequence[str | None] | None = None
+) -> dict[str, Any]:
+    """The numbers of one evaluation; every problem has the same number of marks, k.
+
+    `groups` names the group of each problem, by its number: accuracy is told for each as well.
+    """
     by_problem: dict[int, list[Mark]] = {}
     for mark in sorted(marks, key=lambda m: m.problem):
         by_problem.setdefault(mark.problem, []).append(mark)
@@ -93,12 +100,27 @@ def summarise(marks: Sequence[Mark], *, graded: bool, seed: int = 0) -> dict[str
         "truncated_fraction": _mean([m.cut for m in marks]),
         "graded": graded,
     }
-    return row | _accuracy(list(by_problem.values()), k=k, seed=seed) if graded else row
+    if not graded:
+        return row
+    row |= _accuracy(list(by_problem.values()), k=k, seed=seed)
+    return row if groups is None else row | {"by_group": _by_group(by_problem, groups)}
+
+
+def _by_group(by_problem: dict[int, list[Mark]], groups: Sequence[str | None]) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for problem, marks in by_problem.items():
+        mine = scores.setdefault(groups[problem] or "none", [])
+        mine += [_passed(m) for m in marks]
+    return {name: _mean(scores[name]) for name in sorted(scores)}
+
+
+def _passed(mark: Mark) -> float:
+    return 0.0 if mark.cut else mark.score or 0.0
 
 
 def _accuracy(problems: Sequence[Sequence[Mark]], *, k: int, seed: int) -> dict[str, Any]:
     """`avg_at_k` with its interval, `pass_at_k`, and truncation apart. A failed grading counts as not passed, and is told."""
-    scores = np.array([[0.0 if m.cut else m.score or 0.0 for m in marks] for marks in problems])
+    scores = np.array([[_passed(m) for m in marks] for marks in problems])
     everything = [m for marks in problems for m in marks]
     finished = [m.score for m in everything if m.score is not None and not m.cut]
     low, high = bootstrap_interval(scores.mean(1), seed=seed)

@@ -24,8 +24,27 @@ from opdkit.train.plan import Plan
 from opdkit.types import Prompt, Rollout, Scores
 
 
-class Feed:
-    """Iterates over (step, rollouts, scores) from `start`; `step` counts finished updates: first `start`."""
+class Clock:
+    """Seconds of the parts of a step, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def reset(self) -> None:
+        self.seconds = {}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class OnPolicy:
+    """The student's own rollouts, graded, and scored by the teacher if there is one.
+
+    Iterates over (step, rollouts, scores) from `start`; `step` counts finished updates: first `start`.
+    """
 
     def __init__(
         self,
@@ -35,29 +54,30 @@ class Feed:
         prompts: Sequence[Prompt],
         task: Any,
         sampler: Any,
-        teacher: Any,
+        teacher: Any | None,
         world: World,
+        clock: Clock,
         start: int = 0,
         teacher_prompt_ids: Mapping[str, tuple[int, ...]] | None = None,
     ):
-        self.config, self.plan, self.prompts, self.world = config, plan, prompts, world
+        self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.teacher, self.start = task, sampler, teacher, start
         self.teacher_prompt_ids = teacher_prompt_ids or {}
-        self.seconds: dict[str, float] = {}
+        self.numbers: dict[str, float] = {}  # of its own, for the step's row
 
     def __iter__(self) -> Iterator[tuple[int, list[Rollout], list[Scores]]]:
         for step in range(self.start, self.config.steps):
-            self.seconds = {}
-            with self.timed("sample"):
+            self.clock.reset()
+            with self.clock.timed("sample"):
                 rollouts = self._rollouts(step)
-            with self.timed("score"):
+            with self.clock.timed("score"):
                 scores = self._scores(rollouts)
             yield step, rollouts, scores
 
     def _rollouts(self, step: int) -> list[Rollout]:
         cfg = self.config
         prompts = step_prompts(self.prompts, step=step, seed=cfg.seed, count=cfg.prompts_per_step)
-        mine = _distinct(prompts)[self.world.rank :: self.world.size]
+        mine = distinct(prompts)[self.world.rank :: self.world.size]
         sampled = self.sampler.sample(
             mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
         )
@@ -68,36 +88,27 @@ class Feed:
         return rollout if ids is None else replace(rollout, teacher_prompt_ids=ids)
 
     def _scores(self, rollouts: Sequence[Rollout]) -> list[Scores]:
-        ids = self.candidates(rollouts) if self.plan.early_ids == "sampler" else None
+        if self.teacher is None:
+            return []
+        ids = candidates(self.plan, rollouts) if self.plan.early_ids == "sampler" else None
         return self.teacher.score(rollouts, ids=ids, needs=self.plan.teacher_needs)
 
-    def candidates(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """[T, S] per rollout: the student's top-k as the sampler saw it, the policy being the current one."""
-        width = self.plan.sampler_needs.top_k
-        return [
-            torch.empty(0, width, dtype=torch.long) if r.topk_ids is None else r.topk_ids for r in rollouts
-        ]
 
-    def early_ids(self, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> list[Tensor] | None:
-        """Ids of the objective's support where they had to be known before the learner's forward."""
-        k = self.config.objective.k
-        if self.plan.early_ids == "teacher":
-            return [_named(s)[:, :k].cpu() for s in scores]
-        if self.plan.early_ids == "sampler":
-            return [ids[:, :k] for ids in self.candidates(rollouts)]
-        return None
+def candidates(plan: Plan, rollouts: Sequence[Rollout]) -> list[Tensor]:
+    """[T, S] per rollout: the student's top-k as the sampler saw it, the policy being the current one."""
+    width = plan.sampler_needs.top_k
+    return [torch.empty(0, width, dtype=torch.long) if r.topk_ids is None else r.topk_ids for r in rollouts]
 
-    def publish(self, learner: Any) -> None:
-        """The sampler's weights become the learner's. Unchanged after a skipped step."""
-        with self.timed("sync"):
-            shared = self.world.size == 1
-            self.sampler.sync(None if shared else learner.weights(), version=learner.version)
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+def early_ids(
+    plan: Plan, rollouts: Sequence[Rollout], scores: Sequence[Scores], *, k: int
+) -> list[Tensor] | None:
+    """Ids of the objective's support where they had to be known before the learner's forward."""
+    if plan.early_ids == "teacher":
+        return [_named(s)[:, :k].cpu() for s in scores]
+    if plan.early_ids == "sampler":
+        return [ids[:, :k] for ids in candidates(plan, rollouts)]
+    return None
 
 
 class Stoppable:
@@ -128,7 +139,7 @@ def _named(scores: Scores) -> Tensor:
     return scores.topk_ids
 
 
-def _distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     """A prompt drawn twice in one step (few prompts, many asked for) gets another stream the second time."""
     seen: Counter[str] = Counter()
     distinct = []

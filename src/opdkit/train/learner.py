@@ -19,7 +19,7 @@ from opdkit.config import LearnerConfig, OptimConfig
 from opdkit.diagnostics import Extremes, by_position, by_sequence, merge, sequence_reward, tally
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
-from opdkit.objectives import Objective
+from opdkit.objectives import Likelihood, Objective
 from opdkit.run.world import World, like, whole
 from opdkit.train.collate import micro_batches, row_groups
 from opdkit.types import Batch, RunError, Signal, Tally
@@ -69,10 +69,16 @@ class Learner:
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def update(
-        self, batch: Batch, signal: Signal, *, objective: Objective, teacher_head: Head | None, step: int
+        self,
+        batch: Batch,
+        signal: Signal,
+        *,
+        objective: Objective | Likelihood,
+        teacher_head: Head | None,
+        step: int,
     ) -> Update:
         """One optimizer step on `batch`; `step` counts from 0 and sets the learning rate."""
-        count = self._global_count(signal)
+        count = self._global_count(batch)
         loss, notes = self._backward(batch, signal, objective, teacher_head, count)
         norm = self._clip()
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -84,12 +90,17 @@ class Learner:
         tallied, sequences = self._tally(batch, notes, loss * count, count)
         return Update(tallied, sequences, merge(notes.extremes), grad_norm=norm, skipped=skipped)
 
-    def _global_count(self, signal: Signal) -> float:
-        """Trained tokens over all ranks; at least 1 so that an empty step is a step of nothing."""
-        return max(float(self.world.sum((signal.weight > 0).sum()).item()), 1.0)
+    def _global_count(self, batch: Batch) -> float:
+        """Trained tokens over all ranks, those of weight 0 too; at least 1: an empty step is one of nothing."""
+        return max(float(self.world.sum(batch.trained.sum()).item()), 1.0)
 
     def _backward(
-        self, batch: Batch, signal: Signal, objective: Objective, teacher_head: Head | None, count: float
+        self,
+        batch: Batch,
+        signal: Signal,
+        objective: Objective | Likelihood,
+        teacher_head: Head | None,
+        count: float,
     ) -> tuple[float, Notes]:
         """Gradients of Σ loss / count into the parameters; returns that loss over all ranks, and this rank's notes."""
         budget = self.cfg.batch_tokens
@@ -190,7 +201,9 @@ class Learner:
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_steps`, then constant, or cosine to 0 at `steps`. `step` counts from 0.
+    """Linear warm-up over `warmup_steps`, then constant, or cosine to `final` of the peak at `steps`.
+
+    `step` counts from 0.
 
     >>> [round(learning_rate(OptimConfig(lr=1.0, warmup_steps=2), step=s, steps=4), 2) for s in range(4)]
     [0.5, 1.0, 1.0, 1.0]
@@ -200,7 +213,8 @@ def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
     if optim.schedule == "constant":
         return optim.lr
     progress = (step - optim.warmup_steps) / max(steps - optim.warmup_steps, 1)
-    return optim.lr * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    fall = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return optim.lr * (optim.final + (1.0 - optim.final) * fall)
 
 
 def _decayed(student: Student, weight_decay: float) -> list[dict[str, Any]]:

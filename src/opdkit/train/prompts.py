@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from opdkit.config import Config
-from opdkit.models.load import context_length, open_config
-from opdkit.tasks import encode, fit
+from opdkit.models.load import context_length, open_config, open_stop_ids
+from opdkit.tasks import demonstrations, encode, fit
 from opdkit.train.plan import Plan
-from opdkit.types import Finding, Prompt, UserError
+from opdkit.types import Finding, Prompt, Rollout, UserError
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,65 @@ class Prompts:
     exam: Sequence[Prompt]
     teacher_ids: Mapping[str, tuple[int, ...]]
     findings: tuple[Finding, ...]
+    demonstrations: Sequence[Rollout] = ()
 
 
 def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
-    """Training and evaluation prompts with ids.
+    """Training and evaluation prompts with ids; what the story imitates.
 
-    UserError where none fits, or one has a token that a model does not know.
+    UserError where none fits, one has a token that a model does not know, or the story asks what is not there.
     """
     cfg = config.task
+    if config.story in ("grpo", "improve") and not task.graded:
+        raise UserError(
+            f"story {config.story!r} lives on scores, and the task has no grader",
+            hint="task.grader=exact, regex or math, with an answer in every row",
+        )
     train, exam = encode(task.train, plan.tokenizer, cfg), encode(task.evaluation, plan.tokenizer, cfg)
     refuse_unknown_tokens([*train, *exam], plan.tokenizer, rows=plan.rows)
     student = context_length(open_config(config.student))
+    if config.story == "sft":
+        return _to_imitate(config, plan, train, exam, student)
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
-    length = config.eval.max_tokens or config.sampling.max_tokens
-    key = "eval.max_tokens" if config.eval.max_tokens else "sampling.max_tokens"
-    exam, more = fitting(exam, context=student, max_tokens=length, key=key, kind="evaluation")
+    exam, more = _examined(config, exam, student)
     kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, student)
     return Prompts(kept, exam, teacher_ids, (*findings, *more, *others, *_ungraded(task)))
+
+
+def _to_imitate(
+    config: Config, plan: Plan, train: Sequence[Prompt], exam: Sequence[Prompt], context: int
+) -> Prompts:
+    """Demonstrations as rollouts; those that the student's context cannot hold are left out and told."""
+    stops = open_stop_ids(config.student, plan.tokenizer, rows=plan.rows)
+    shown = demonstrations(train, plan.tokenizer, stop_ids=config.sampling.stop_ids or stops)
+    for rollout in shown:
+        refuse_unknown_tokens(
+            [replace(rollout.prompt, ids=rollout.response_ids)], plan.tokenizer, rows=plan.rows
+        )
+    kept = [r for r in shown if len(r.prompt.ids) + r.length <= context]
+    if not kept:
+        raise UserError(
+            f"no demonstration fits into the student's context of {context} tokens",
+            hint="shorten them, or take a student with a longer context",
+        )
+    findings = [
+        Finding(
+            name="demonstrations_dropped",
+            severity="warning",
+            message=f"{len(shown) - len(kept)} of {len(shown)} demonstrations are longer than the student's "
+            f"context of {context} tokens, and were left out",
+            numbers={"dropped": len(shown) - len(kept), "demonstrations": len(shown)},
+            remedy="shorten or remove them",
+        )
+    ] * (len(kept) < len(shown))
+    exam, more = _examined(config, exam, context)
+    return Prompts((), exam, {}, (*findings, *more), demonstrations=kept)
+
+
+def _examined(config: Config, exam: Sequence[Prompt], context: int) -> tuple[list[Prompt], list[Finding]]:
+    key = "eval.max_tokens" if config.eval.max_tokens else "sampling.max_tokens"
+    length = config.eval.max_tokens or config.sampling.max_tokens
+    return fitting(exam, context=context, max_tokens=length, key=key, kind="evaluation")
 
 
 def fitting(
@@ -99,6 +141,8 @@ def _as_the_teacher_reads(
 ) -> tuple[list[Prompt], dict[str, tuple[int, ...]], list[Finding]]:
     """Prompts the teacher has room for as well, and what it reads where it has a context of its own."""
     cfg = config.teacher
+    if cfg is None:
+        return prompts, {}, []
     context = context_length(open_config(cfg)) if cfg.type == "local" else student
     if cfg.context is None:
         kept, findings = fitting(

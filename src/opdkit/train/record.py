@@ -27,6 +27,8 @@ def metrics_row(
 ) -> dict[str, float]:
     """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds the parts of the step.
 
+    `ks` are widths at which chance is told: none without a teacher.
+
     A collective: every rank calls it, and all get the row of all ranks' rollouts.
     """
     tally = update.tally + learner.summed(rollout_tally(rollouts))
@@ -74,6 +76,18 @@ def _extremes(update: Update, learner: Learner) -> dict[str, float]:
     return {} if found is None else found.named()
 
 
+def sequences_row(update: Update, rollouts: Sequence[Rollout], learner: Learner) -> dict[str, list[Any]]:
+    """Row of sequences.jsonl: reward, score, length and truncation of every rollout of the step. A collective."""
+    rewards = update.sequences["sequence_reward"].tolist()
+    mine = [
+        [_finite(reward), None if r.grade is None else r.grade.score, r.length, r.finish_reason == "length"]
+        for reward, r in zip(rewards, rollouts, strict=True)
+    ]
+    everyone = [row for part in learner.world.gather(mine) for row in part]
+    names = ("sequence_reward", "score", "length", "truncated")
+    return {name: [row[i] for row in everyone] for i, name in enumerate(names)}
+
+
 def right(rollout: Rollout) -> bool | None:
     """Whether a response counts as correct (score ≥ 0.5); None without a score."""
     if rollout.grade is None or rollout.grade.score is None:
@@ -95,6 +109,7 @@ def rollout_rows(done: int, rollouts: Sequence[Rollout], update: Update) -> list
             "finish_reason": r.finish_reason,
             "score": None if r.grade is None else r.grade.score,
             "length": r.length,
+            "group": r.prompt.group,
             "prompt_ids": list(r.prompt.ids),
             "response_ids": list(r.response_ids),
             "policy_version": r.policy_version,

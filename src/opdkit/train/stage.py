@@ -22,7 +22,8 @@ from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
 from opdkit.run.folder import RunFolder, environment
 from opdkit.run.signals import Stop
 from opdkit.run.world import World
-from opdkit.train.feed import Feed, Stoppable
+from opdkit.train.feed import Clock, OnPolicy, Stoppable
+from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import COMPUTE, Learner
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
@@ -52,8 +53,9 @@ class Stage:
     start: int
     learner: Learner
     sampler: Stoppable
-    teacher: LocalTeacher
-    feed: Feed
+    teacher: LocalTeacher | None
+    feed: OnPolicy | Demonstrations | Rounds
+    clock: Clock
     findings: tuple[Finding, ...]
 
 
@@ -95,7 +97,52 @@ def _set(
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
-    feed = Feed(
+    clock = Clock()
+    feed = _feed(config, plan, world, task, prompts, folder, sampler, teacher, clock, start)
+    return Stage(
+        config,
+        plan,
+        world,
+        task,
+        prompts.exam,
+        folder,
+        start,
+        learner,
+        sampler,
+        teacher,
+        feed,
+        clock,
+        findings,
+    )
+
+
+def _feed(
+    config: Config,
+    plan: Plan,
+    world: World,
+    task: Any,
+    prompts: Prompts,
+    folder: RunFolder | None,
+    sampler: Stoppable,
+    teacher: LocalTeacher | None,
+    clock: Clock,
+    start: int,
+) -> OnPolicy | Demonstrations | Rounds:
+    """What tells the stories apart, beside their objective: where a step's rollouts come from."""
+    if config.story == "sft":
+        return Demonstrations(config, rollouts=prompts.demonstrations, world=world, clock=clock, start=start)
+    if config.story == "improve":
+        return Rounds(
+            config,
+            prompts=prompts.train,
+            task=task,
+            sampler=sampler,
+            folder=folder,
+            world=world,
+            clock=clock,
+            start=start,
+        )
+    return OnPolicy(
         config,
         plan,
         prompts=prompts.train,
@@ -103,11 +150,9 @@ def _set(
         sampler=sampler,
         teacher=teacher,
         world=world,
+        clock=clock,
         start=start,
         teacher_prompt_ids=prompts.teacher_ids,
-    )
-    return Stage(
-        config, plan, world, task, prompts.exam, folder, start, learner, sampler, teacher, feed, findings
     )
 
 
@@ -115,7 +160,7 @@ def _check_weights(config: Config, resume: Path | None) -> None:
     """Of what will be read; a resumed run has its student in its checkpoint."""
     if resume is None:
         check_weights(config.student)
-    if config.teacher.type == "local":
+    if config.teacher is not None and config.teacher.type == "local":
         check_weights(config.teacher)
 
 
@@ -179,8 +224,10 @@ def _student_model(config: Config, plan: Plan, world: World, saved: Saved | None
 
 def _teacher(
     config: Config, plan: Plan, world: World, student: LoadedModel, saved: Saved | None
-) -> LocalTeacher:
+) -> LocalTeacher | None:
     cfg = config.teacher
+    if cfg is None:
+        return None
     rounds = cfg.dtype == "bfloat16"
     if cfg.type == "local":
         ref = cfg.model_copy(update={"dtype": "float32"}) if rounds else cfg

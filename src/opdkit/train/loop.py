@@ -1,8 +1,15 @@
-"""THE loop: on-policy distillation.
+"""THE loop, of all stories.
 
-One step = feed (prompts → rollouts → grades → scores) → collate → prepare → update → publish → log; save and
-evaluate by a visible `every`. A resumed run continues bit for bit: prompts, random streams and measured
-positions depend on (seed, step) only.
+One step = feed (rollouts, and scores where there is a teacher) → collate → prepare → update → publish → log;
+save and evaluate by a visible `every`. Stories differ in the feed and the objective (train/stage.py, train/plan.py):
+
+    distill    own rollouts, scored by the teacher; a divergence from it
+    sft        demonstrations; their likelihood
+    improve    own rollouts that turned out right; their likelihood
+    grpo       own rollouts, graded; likelihood weighted by the advantage in its group
+    push_down  own rollouts; the least likely tokens made less likely: the control without a teacher
+
+A resumed run continues bit for bit: prompts, random streams and measured positions depend on (seed, step) only.
 """
 
 from __future__ import annotations
@@ -17,14 +24,17 @@ import torch
 
 from opdkit.config import Config
 from opdkit.models.load import pick_device
+from opdkit.models.sampler import LocalSampler
 from opdkit.run.checkpoint import save_checkpoint
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import load_task
 from opdkit.train.collate import collate
 from opdkit.train.evaluate import evaluate
+from opdkit.train.feed import Stoppable, early_ids
 from opdkit.train.learner import Update
-from opdkit.train.record import interleaved, metrics_row, rollout_rows
+from opdkit.train.look import tokens_of
+from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
 from opdkit.train.stage import Stage, set_stage
 from opdkit.types import Finding, Rollout
 
@@ -45,8 +55,8 @@ class Silent:
     def evaluation(self, row: dict[str, Any]) -> None: ...
 
 
-def distill(config: Config, *, resume: Path | None = None, talk: Talk | None = None) -> int:
-    """Run to the end or to a signal. Returns the exit code: 0 done; 143 or 130, saved and stopped by one.
+def run_story(config: Config, *, resume: Path | None = None, talk: Talk | None = None) -> int:
+    """Run `config.story` to the end or to a signal. Returns the exit code: 0; 143 or 130, saved and stopped by one.
 
     Raises UserError before anything expensive for input that cannot work, RunError where it had to stop.
     """
@@ -63,52 +73,40 @@ def distill(config: Config, *, resume: Path | None = None, talk: Talk | None = N
 
 
 def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
-    cfg, feed, learner, teacher, objective = (
-        stage.config,
-        stage.feed,
-        stage.learner,
-        stage.teacher,
-        stage.plan.objective,
-    )
+    cfg, plan, learner, clock = stage.config, stage.plan, stage.learner, stage.clock
+    teacher_head = None if stage.teacher is None else stage.teacher.head
     done = saved = stage.start
     _open(stage, talk)
-    feed.publish(learner)
+    _publish(stage)
     try:
         _examine(stage, done, talk)  # before the first step, or what a stopped run left out
         began = time.perf_counter()
-        for step, rollouts, scores in feed:
+        for step, rollouts, scores in stage.feed:
             done = step + 1
-            with feed.timed("update"):
+            looks = _look(stage, rollouts) if due(done, cfg.save.rollouts_every) else []
+            with clock.timed("update"):
                 batch = collate(
                     rollouts,
                     scores,
                     measured_positions=-(-cfg.diagnostics.positions // stage.world.size),
                     seed=cfg.seed,
                     step=step,
-                    early_ids=feed.early_ids(rollouts, scores),
-                    early_source=stage.plan.early_ids or "sampler",
+                    early_ids=early_ids(plan, rollouts, scores, k=cfg.objective.k),
+                    early_source=plan.early_ids or "sampler",
                 )
-                signal = objective.prepare(batch)
+                signal = plan.objective.prepare(batch)
                 update = learner.update(
-                    batch, signal, objective=objective, teacher_head=teacher.head, step=step
+                    batch, signal, objective=plan.objective, teacher_head=teacher_head, step=step
                 )
-            feed.publish(learner)  # unchanged after a skipped step
+            _publish(stage)  # unchanged after a skipped step
             _refresh_teacher(stage, done)
 
-            seconds = {**feed.seconds, "step": time.perf_counter() - began}
-            row = metrics_row(
-                done,
-                update,
-                rollouts,
-                learner=learner,
-                seconds=seconds,
-                rows=stage.plan.rows,
-                ks=cfg.diagnostics.ks,
-            )
+            seconds = {**clock.seconds, "step": time.perf_counter() - began}
+            row = _row(stage, done, update, rollouts, seconds)
             if stage.folder is not None:
                 stage.folder.log_metrics(done, row)
             if due(done, cfg.save.rollouts_every):
-                _keep_rollouts(stage, done, rollouts, update)
+                _keep_rollouts(stage, done, rollouts, update, looks)
             talk.step(row, cfg.steps)
             for finding in _step_findings(stage, done, skipped=update.skipped, row=row):
                 _tell(stage, finding, talk)
@@ -126,6 +124,29 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
         talk.note(_farewell(cfg, done))
         return stop.exit_code
     return 0
+
+
+def _publish(stage: Stage) -> None:
+    """The sampler's weights become the learner's."""
+    with stage.clock.timed("sync"):
+        shared = stage.world.size == 1
+        weights = None if shared else stage.learner.weights()
+        stage.sampler.sync(weights, version=stage.learner.version)
+
+
+def _row(
+    stage: Stage, done: int, update: Update, rollouts: Sequence[Rollout], seconds: dict[str, float]
+) -> dict[str, float]:
+    row = metrics_row(
+        done,
+        update,
+        rollouts,
+        learner=stage.learner,
+        seconds=seconds,
+        rows=stage.plan.rows,
+        ks=[] if stage.teacher is None else stage.config.diagnostics.ks,
+    )
+    return row | stage.feed.numbers
 
 
 def _open(stage: Stage, talk: Talk) -> None:
@@ -160,8 +181,9 @@ def save(stage: Stage, done: int) -> None:
     """
     learner = stage.learner
     weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
-    if stage.config.teacher.type == "self" and stage.config.teacher.every > 0:
-        tensors["teacher"] = {k: v.clone() for k, v in stage.teacher.loaded.model.state_dict().items()}
+    teacher, cfg = stage.teacher, stage.config.teacher
+    if teacher is not None and cfg is not None and cfg.type == "self" and cfg.every > 0:
+        tensors["teacher"] = {k: v.clone() for k, v in teacher.loaded.model.state_dict().items()}
 
     def write(folder: Path) -> None:
         learner.student.model.save_pretrained(folder / "model", state_dict=weights)
@@ -181,14 +203,24 @@ def save(stage: Stage, done: int) -> None:
 
 def _examine(stage: Stage, done: int, talk: Talk) -> None:
     """Evaluate the student on the held-out prompts, if it is time and was not done before a resume."""
-    cfg = stage.config
+    cfg, folder = stage.config, stage.folder
     if not stage.exam or not _exam_due(cfg, done):
         return
-    folder = stage.folder
     if stage.world.any(folder is not None and any(row["step"] == done for row in folder.read_eval())):
         return
-    row = evaluate(
-        stage.sampler,
+    row = {"step": done, **_examined(stage, stage.sampler)}
+    if done == 0 and cfg.eval.teacher and stage.teacher is not None:
+        sampler = Stoppable(LocalSampler(stage.teacher.loaded), stage.sampler.stop, stage.world)
+        row |= {f"teacher_{name}": value for name, value in _examined(stage, sampler).items()}
+    if folder is not None:
+        folder.log_eval(row)
+    talk.evaluation(row)
+
+
+def _examined(stage: Stage, sampler: Stoppable) -> dict[str, Any]:
+    cfg = stage.config
+    return evaluate(
+        sampler,
         stage.task,
         stage.exam,
         cfg=cfg.eval,
@@ -196,29 +228,44 @@ def _examine(stage: Stage, done: int, talk: Talk) -> None:
         seed=cfg.seed,
         world=stage.world,
     )
-    row = {"step": done, **row}
-    if folder is not None:
-        folder.log_eval(row)
-    talk.evaluation(row)
 
 
 def _exam_due(cfg: Config, done: int) -> bool:
     return (done > 0 and due(done, cfg.eval.every)) or (cfg.eval.at_ends and done in (0, cfg.steps))
 
 
-def _keep_rollouts(stage: Stage, done: int, rollouts: Sequence[Rollout], update: Update) -> None:
-    """The step's first rollouts, the same ones under any world size. A collective."""
-    most, group = stage.config.save.rollouts, stage.config.sampling.responses
+def _look(stage: Stage, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
+    """Both models at every token of the rollouts that will be kept, before the update that they lead to."""
+    if stage.teacher is None or stage.teacher.rounding_pending:
+        return []
+    return tokens_of(
+        rollouts[: stage.config.save.rollouts],
+        student=stage.sampler.sampler.loaded,
+        teacher=stage.teacher.loaded,
+        temperatures=(stage.config.sampling.temperature, stage.teacher.temperature),
+    )
+
+
+def _keep_rollouts(
+    stage: Stage, done: int, rollouts: Sequence[Rollout], update: Update, looks: list[dict[str, Any]]
+) -> None:
+    """The step's first rollouts, the same ones under any world size; a number or two of all. A collective."""
+    most = stage.config.save.rollouts
+    group = 1 if stage.config.story in ("sft", "improve") else stage.config.sampling.responses
     rows = rollout_rows(done, rollouts[:most], update)
+    if looks:
+        rows = [{**row, "tokens": look} for row, look in zip(rows, looks, strict=True)]
     everyone = interleaved(stage.world.gather(rows), group=group)[:most]
+    sequences = sequences_row(update, rollouts, stage.learner)
     if stage.folder is not None:
         stage.folder.log_rollouts(done, everyone)
+        stage.folder.log_sequences(done, sequences)
 
 
 def _refresh_teacher(stage: Stage, done: int) -> None:
     """A teacher that is the student's earlier copy moves on every `teacher.every` steps."""
     cfg = stage.config.teacher
-    if cfg.type == "self" and due(done, cfg.every):
+    if stage.teacher is not None and cfg is not None and cfg.type == "self" and due(done, cfg.every):
         stage.teacher.adopt(stage.learner.weights())
 
 
@@ -236,7 +283,7 @@ def _step_findings(stage: Stage, done: int, *, skipped: bool, row: dict[str, flo
                 step=done,
             )
         )
-    if done == 1 and stage.teacher.rounding_kl is not None:
+    if done == 1 and stage.teacher is not None and stage.teacher.rounding_kl is not None:
         found.append(
             Finding(
                 name="teacher_rounding",

@@ -1,0 +1,1 @@
+"""Studies: questions asked of small models made here. The testbed, its pairs, the demo."""
