@@ -59,6 +59,28 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs and the page go.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of prompts and sampling.")] = 0,
+    base: Annotated[
+        int, typer.Option(help="World and first weights; others than 0 are taught first, minutes.")
+    ] = 0,
+    cache: Annotated[Path, typer.Option(metavar="DIR", help="Where models taught here are kept.")] = Path(
+        ".cache/testbed"
+    ),
+    as_json: Json = False,
+) -> None:
+    """A pair that works and a pair that scores higher and does not: distilled, explained, offline."""
+    from opdkit.studies.command import demo as run
+
+    with going_on():
+        told = run(out=out, seed=seed, base=base, cache=cache, quiet=as_json)
+    print(json.dumps(told.data) if as_json else told.text)
+
+
+@app.command()
 def train(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A TOML file.")] = None,
     overrides: Overrides = None,

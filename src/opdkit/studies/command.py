@@ -1,4 +1,4 @@
-"""What `opd study build testbed` does and says."""
+"""What `opd demo` and `opd study build testbed` do and say."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.config import Config
+from opdkit.studies.demo import run_demo
 from opdkit.studies.pairs import pair_lines, run_pair
 from opdkit.studies.progress import Quiet, StoryBar
 from opdkit.studies.recipes import BODIES, FAMILIES, PAIRS, Family, family
+from opdkit.studies.tell import demo_data, demo_lines
 from opdkit.studies.testbed import Made, Workshop, lines
 from opdkit.train import Talk
 from opdkit.types import UserError
@@ -23,6 +25,17 @@ class Told:
 
     data: dict[str, Any]
     text: str
+
+
+def demo(*, out: Path, seed: int, base: int, cache: Path, quiet: bool) -> Told:
+    """Two pairs and a control, told. What is in `out` already is read, and gone on with."""
+
+    def talk(config: Config, title: str) -> Talk:
+        return Quiet() if quiet else StoryBar(config, title=title)
+
+    outcomes, page = run_demo(out, seed=seed, base=base, cache=cache, talk=talk)
+    data = demo_data(outcomes, page, seed=seed, base=base)
+    return Told(data, "\n".join(demo_lines(outcomes, page)))
 
 
 def build_testbed(
