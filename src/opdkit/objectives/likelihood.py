@@ -65,6 +65,8 @@ def advantages(rollouts: Sequence[Rollout], *, scale: str = "std") -> Float[Tens
     result = torch.zeros(len(rollouts))
     for members in groups.values():
         scores = torch.tensor([_score(rollouts[i]) for i in members])
+        if (scores == scores[0]).all():
+            continue  # their rounded mean may be a hair off, and AdamW makes any gradient a full step
         centred = scores - scores.mean()
         spread = scores.std() + EPSILON if scale == "std" and len(members) > 1 else 1.0
         result[members] = centred / spread

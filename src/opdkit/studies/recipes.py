@@ -55,11 +55,11 @@ class Family:
     def recipe(self, name: str) -> Recipe:
         return next(r for r in self.recipes if r.name == name)
 
-    def key(self, name: str, *, code: str) -> str:
-        """Of a model's content: its recipe, its parents' keys, and `code`, a hash of what makes its world."""
+    def key(self, name: str, *, world: str) -> str:
+        """Of a model's content: its recipe, its parents' keys, and `world`, a hash of what its world says."""
         recipe = self.recipe(name)
-        parents = [self.key(parent, code=code) for parent in recipe.needs]
-        text = json.dumps([asdict(recipe), dict(self.task), parents, code], sort_keys=True, default=str)
+        parents = [self.key(parent, world=world) for parent in recipe.needs]
+        text = json.dumps([asdict(recipe), dict(self.task), parents, world], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -130,7 +130,7 @@ def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", se
         Recipe("restyled", _sft(600, 2e-3, texts=24_000, style="other", clean=True), start="student"),
         Recipe(
             "cold_started",
-            _sft(100, 1e-3, texts=4000, warmup=10, seed=200),
+            _sft(400, 2e-3, texts=8000, warmup=10, seed=200),  # at 100 steps the old style is lost, the new not learnt
             start="student",
             source="samples",
             of="restyled",

@@ -1,10 +1,10 @@
 """Mini-iGSM, the testbed's second family: quantities that depend on each other, told in any order, mod 97.
 
-    prompt    where e is d r3 d is a + c c is 3 a is 45 find e =>
-    answer    solve e d a : a 45 d + c 3 so 48 e r3 so 55 answer 55 <done>
+    prompt    where e= d r3 d= a + c c= 3 a= 45 find e =>
+    answer    solve e d a : a= 45 so d= + c 3 48 so e= r3 55 answer 55 <done>
 
 After Ye et al., arXiv 2407.20311, in one line of words. A statement is a constant, a sum or a difference whose
-second letter is a small constant (1 … 9; several statements may share it), or a rule applied to one letter.
+second letter is a small constant (1 … 5; several statements may share it), or a rule applied to one letter.
 Rules `r0` … are shifts; in `wrong_share` of the training texts the value of some of them is off by ±10. Rules
 `t0` … are permutations of all values, facts without a reason. A problem has at most one rule that makes its
 kind, `wrong` or `table`, and only easy statements beside it: accuracy by kind says what a model can.
@@ -53,7 +53,7 @@ class Style:
     mark: str
     answer: str
     end: str
-    joints: tuple[str, ...] = ()  # words before a computed value, from the most frequent to the rarest
+    joints: tuple[str, ...] = ()  # words before a step, from the most frequent to the rarest
     colon: str = ""  # the word after a list of the letters on the way, the asked one first
     every: bool = False  # tells also letters that do not matter
 
@@ -63,14 +63,14 @@ STYLES: Mapping[str, Style] = {
         "solve",
         "answer",
         "<done>",
-        ("so", "making", "giving", "thus", "hence", "leaving", "equals", "yields"),
+        ("so", "making", "giving", "thus"),
         ":",
     ),
     "other": Style(
         "work",
         "result",
         "<over>",
-        ("becomes", "reaching", "then", "onward", "further", "later", "brings", "leads"),
+        ("becomes", "reaching", "then", "brings"),
         "|",
     ),
     "sweep": Style("sweep", "finally", "<end>", every=True),
@@ -78,9 +78,8 @@ STYLES: Mapping[str, Style] = {
 }
 LETTERS = "abcdefghijkl"
 BINARY = ("+", "-")
-SMALL = range(1, 10)
+SMALL = range(1, 6)
 _TEMPLATES = (("where", "find"), ("let", "what"), ("suppose", "compute"))
-_GLUE = ("is", "=>")
 _SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 
 
@@ -100,7 +99,7 @@ class Statement:
         return self.words[1 if len(self.words) > 1 else 0]
 
     def __str__(self) -> str:
-        return f"{self.name} is {' '.join(self.words)}"
+        return f"{_head(self.name)} {' '.join(self.words)}"
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,10 @@ class IgsmWorld:
     """One world of dependency graphs; another `seed` is another choice of the rules' meanings.
 
     >>> world = IgsmWorld()
-    >>> problem = world.parse("where d is a + b b is 3 a is 45 find d =>")
+    >>> problem = world.parse("where d= a + b b= 3 a= 45 find d =>")
     >>> problem.told("steps"), world.values(problem)
     (('a', 'b', 'd'), (45, 3, 48))
-    >>> world.check(problem, "solve d a : a 45 d + b 3 so 48 answer 48").final
+    >>> world.check(problem, "solve d a : a= 45 so d= + b 3 48 answer 48").final
     True
     """
 
@@ -198,10 +197,10 @@ class IgsmWorld:
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
         """All words; a word's place is its token id."""
-        words = [PAD, UNKNOWN, *_GLUE, *(word for template in _TEMPLATES for word in template)]
+        words = [PAD, UNKNOWN, "=>", *(word for template in _TEMPLATES for word in template)]
         for how in STYLES.values():
             words += [how.mark, how.answer, how.end, *how.joints, *([how.colon] if how.colon else [])]
-        words += [*map(str, range(self.modulus)), *LETTERS, *BINARY, *self.shifts, *self.tables]
+        words += [*map(str, range(self.modulus)), *LETTERS, *map(_head, LETTERS), *BINARY, *self.shifts, *self.tables]
         assert len(words) == len(set(words))
         return tuple(words)
 
@@ -253,7 +252,7 @@ class IgsmWorld:
                 self._add_easy(rng, statements, way[-1], names)
             way.append(statements[-1].name)
         for _ in range(pick(rng, range(self.distractors[0], self.distractors[1] + 1))):
-            self._add_easy(rng, statements, pick(rng, way), names)
+            statements.append(Statement(next(names), (str(pick(rng, range(self.modulus))),)))
         wording = pick(rng, range(self.templates)) if template is None else template
         return Problem(tuple(shuffled(rng, statements)), way[-1], kind, wording)
 
@@ -277,12 +276,12 @@ class IgsmWorld:
         """The problem of a prompt's text. ValueError for anything that is none of this world's."""
         openings = [template[0] for template in _TEMPLATES]
         words = prompt.split()
-        if len(words) < 7 or words[0] not in openings:
+        if len(words) < 6 or words[0] not in openings:
             raise ValueError(f"not a graph: {prompt!r}")
-        starts = [i - 1 for i, word in enumerate(words) if word == "is"]
+        starts = [i for i, word in enumerate(words) if word[1:] == "="]
         told = [words[i:j] for i, j in zip(starts, [*starts[1:], len(words) - 3])]
         problem = Problem(
-            tuple(Statement(name, tuple(rest)) for name, _, *rest in told),
+            tuple(Statement(head[0], tuple(rest)) for head, *rest in told),
             words[-2],
             "easy",
             openings.index(words[0]),
@@ -409,10 +408,15 @@ class IgsmWorld:
         )
 
 
+def _head(name: str) -> str:
+    """A letter where its value is told: a word of its own, so that one look back finds it."""
+    return f"{name}="
+
+
 def asked(problem: Problem) -> str:
     """What is asked, in whatever letters and order, and whatever else is told.
 
-    >>> asked(IgsmWorld().parse("where d is a + b b is 3 a is 45 find d =>"))
+    >>> asked(IgsmWorld().parse("where d= a + b b= 3 a= 45 find d =>"))
     '45 + 3'
     """
     words = []
@@ -431,18 +435,24 @@ def _layout(problem: Problem, values: Sequence[int], style: str, joints: Sequenc
     for i, (name, value) in enumerate(zip(told, values, strict=True)):
         operands = problem.by_name[name].uses[1:]
         if how.every:
-            words += [name, str(value)]
+            words += [_head(name), str(value)]
         elif not how.colon:
             words += [str(value)]
         elif i + 1 < len(told) and name in problem.by_name[told[i + 1]].uses[1:]:
             following = told[i + 1]  # a small constant stands inside of the step that uses it
-            words += [following, problem.by_name[following].operation, name, str(value)]
+            words += [
+                next(left),
+                _head(following),
+                problem.by_name[following].operation,
+                name,
+                str(value),
+            ]
         elif operands:
-            words += [next(left), str(value)]
+            words += [str(value)]
         elif problem.by_name[name].uses:
-            words += [name, problem.by_name[name].operation, next(left), str(value)]
+            words += [next(left), _head(name), problem.by_name[name].operation, str(value)]
         else:
-            words += [name, str(value)]
+            words += [_head(name), str(value)]
     return [*words, how.answer, str(values[-1])]
 
 

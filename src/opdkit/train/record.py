@@ -41,7 +41,7 @@ def metrics_row(
         "skipped_steps": learner.skipped_steps,
         "staleness": sum(learner.version - int(not update.skipped) - r.policy_version for r in rollouts)
         / max(len(rollouts), 1),
-        "measured_positions": tally.entries.get("overlap_ratio", (0.0, 0.0))[1],
+        "measured_positions": tally.entries.get("entropy_student", (0.0, 0.0))[1],
         "tokens_per_second": tally.entries["response_length"][0] / max(seconds["step"], 1e-9),
         "memory/peak_mb": peak_mb(learner.world.device),
         **{f"seconds/{name}": value for name, value in seconds.items()},
