@@ -7,7 +7,7 @@ SMOLLM2 ?= .cache/smollm2-135m
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test check bench clean smollm2 test-peers test-engines test-gpu help
+.PHONY: install demo resume test test-fast check bench clean smollm2 test-peers test-engines test-gpu help
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -24,9 +24,13 @@ smollm2: $(SMOLLM2)/ready
 $(SMOLLM2)/ready: $(VENV)/.installed scripts/smollm2.py
 	$(BIN)/python scripts/smollm2.py $(SMOLLM2)
 
-## make demo          a few real steps: SmolLM2 learns from a differing copy of itself, is killed, resumes, reports
-demo: install smollm2
-	$(BIN)/python scripts/demo.py --student $(SMOLLM2) --out runs/demo
+## make demo          one student, two teachers: a pair that works, one that does not, and why; offline, minutes
+demo: install
+	$(BIN)/opd demo --out runs/demo
+
+## make resume        on real weights: SmolLM2 learns from a differing copy of itself, is killed, resumes, reports
+resume: install smollm2
+	$(BIN)/python scripts/resume.py --student $(SMOLLM2) --out runs/resume
 
 ## make test          the whole test suite (make test-fast leaves out the real model)
 test: install smollm2

@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 from opdkit.config import PRESETS, Config
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
-COMMANDS = ("train", "eval", "report")
+COMMANDS = ("demo", "train", "eval", "report", "study build")
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def preset_table() -> str:
 def help_text(command: str) -> str:
     env = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     result = subprocess.run(
-        [sys.executable, "-m", "opdkit", command, "--help"],
+        [sys.executable, "-m", "opdkit", *command.split(), "--help"],
         capture_output=True,
         text=True,
         env=env,

@@ -24,11 +24,11 @@ def test_weights_are_there_in_ci() -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, as `make demo` runs it."""
+    """What `make resume` runs."""
     out = tmp_path_factory.mktemp("demo") / "out"
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "demo.py"),
+        str(ROOT / "scripts" / "resume.py"),
         "--student",
         str(SMOLLM2),
         "--out",

@@ -130,7 +130,9 @@ def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", se
         Recipe("restyled", _sft(600, 2e-3, texts=24_000, style="other", clean=True), start="student"),
         Recipe(
             "cold_started",
-            _sft(400, 2e-3, texts=8000, warmup=10, seed=200),  # at 100 steps the old style is lost, the new not learnt
+            _sft(
+                400, 2e-3, texts=8000, warmup=10, seed=200
+            ),  # at 100 steps the old style is lost, the new not learnt
             start="student",
             source="samples",
             of="restyled",

@@ -26,7 +26,7 @@ from opdkit.studies.recipes import Family, Recipe
 from opdkit.tasks import encode, load_task, worlds
 from opdkit.train import Talk, run_story
 from opdkit.train.examine import examine
-from opdkit.types import RunError
+from opdkit.types import UserError
 
 READINGS: Mapping[str, Mapping[str, float]] = {
     "T = 0.7, top-p 0.95": {"temperature": 0.7, "top_p": 0.95},
@@ -75,7 +75,7 @@ class Workshop:
 
     def score(self, model: Path, reading: Mapping[str, float]) -> dict[str, Any]:
         """The evaluation row on the held-out problems."""
-        settings = {"story": "distill", "eval": {"responses": 1, **reading}}
+        settings = {"task": {"train_size": 1}, "eval": {"responses": 1, **reading}}
         return examine(self.config(settings, student=str(model)))
 
     def config(self, settings: Mapping[str, Any], *, student: str, **more: Any) -> Config:
@@ -143,13 +143,20 @@ class Workshop:
 
 
 def finish(config: Config, *, talk: Talk) -> Path:
-    """Run a story to its end: begun, gone on with, or left alone if it is done. Raises RunError if it stops."""
+    """Run a story to its end: begun, gone on with, or left alone if it is done.
+
+    Raises UserError where another run is in its place; ends the program as `opd train` does if a signal stops it.
+    """
     if (config.run / "config.toml").is_file():
         if (config.run / "config.toml").read_text() != dump_toml(config):
-            raise RunError(
+            raise UserError(
                 f"{config.run} is another run", hint=f"choose another folder, or rm -r {config.run}"
             )
         done = (config.run / "checkpoints" / f"step_{config.steps}" / "manifest.json").is_file()
+        if done:
+            talk.note(
+                f"{config.run} was finished before and is read as it is (rm -r {config.run} to run again)"
+            )
         code = 0 if done else run_story(config, resume=config.run, talk=talk)
     else:
         code = run_story(config, talk=talk)

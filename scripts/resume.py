@@ -1,6 +1,6 @@
-"""The main job in small, on real weights: train, kill, resume, report. What `make demo` runs.
+"""The main job in small, on real weights: train, kill, resume, report. What `make resume` runs.
 
-    python scripts/demo.py --student FOLDER --out DIR
+    python scripts/resume.py --student FOLDER --out DIR
 
 Every step is the command a user would type; it is printed before it runs.
 """
