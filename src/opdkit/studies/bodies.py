@@ -42,7 +42,7 @@ def write_body(folder: Path, body: Body, *, world: Any, seed: int) -> None:
 
 
 def _config(body: Body, tokenizer: Any) -> Any:
-    """Untied: with tied tables a model of this size learns one problem in thirty (docs/testbed-notes.md)."""
+    """Untied: with tied tables a model of this size learns one problem in thirty (docs/testbed.md)."""
     from transformers import LlamaConfig, Qwen3Config
 
     return {"qwen3": Qwen3Config, "llama": LlamaConfig}[body.kind](
