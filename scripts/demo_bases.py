@@ -37,6 +37,7 @@ def main() -> None:
     for base in args.bases:
         for seed in args.seeds:
             rows.append(row(base, seed, args.out))
+            TABLE.parent.mkdir(parents=True, exist_ok=True)
             TABLE.write_text(json.dumps({"expected": EXPECTED, "rows": rows}, indent=1) + "\n")
             print(line(rows[-1]), flush=True)
     for name, text in EXPECTED.items():

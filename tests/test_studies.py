@@ -18,7 +18,7 @@ from opdkit.studies.progress import Quiet
 from opdkit.studies.recipes import PAIRS, Family, Recipe, family
 from opdkit.studies.testbed import Workshop, finish
 from opdkit.tasks.chain import ChainWorld
-from opdkit.types import RunError
+from opdkit.types import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,7 +115,7 @@ def test_another_run_in_the_same_place_is_refused(workshop: Workshop, tmp_path: 
     finish(config, talk=Quiet())  # is done: left alone
     assert (config.run / "metrics.jsonl").read_bytes() == before
     changed = workshop.config(settings, student=student, run=str(tmp_path / "run"), seed=5)
-    with pytest.raises(RunError, match="is another run"):
+    with pytest.raises(UserError, match="is another run"):
         finish(changed, talk=Quiet())
 
 

@@ -82,7 +82,9 @@ def run_demo(
     models = demo_models(workshop, base=base)
     greedy = {name: workshop.score(path, READINGS["greedy"])["avg_at_k"] for name, path in models.items()}
     outcomes = [_run(arm, workshop, models, greedy, out=out, seed=seed, talk=talk) for arm in ARMS]
-    page = write_report([o.run for o in outcomes[:2]], out / "report.html")
+    page = write_report(
+        [o.run for o in outcomes[:2]], out / "report.html", names=[o.arm.title for o in outcomes[:2]]
+    )
     return outcomes, page
 
 
