@@ -7,7 +7,7 @@ SMOLLM2 ?= .cache/smollm2-135m
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo resume test test-fast check bench clean smollm2 test-peers test-engines test-gpu help
+.PHONY: install demo real resume test test-fast check bench clean smollm2 test-peers test-engines test-gpu help
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -27,6 +27,10 @@ $(SMOLLM2)/ready: $(VENV)/.installed scripts/smollm2.py
 ## make demo          one student, two teachers: a pair that works, one that does not, and why; offline, minutes
 demo: install
 	$(BIN)/opd demo --out runs/demo
+
+## make real          on real weights: SmolLM2 learns from a teacher that can and from one that knows the form only; resumable
+real: install smollm2
+	$(BIN)/python scripts/real.py --student $(SMOLLM2) --out runs/real
 
 ## make resume        on real weights: SmolLM2 learns from a differing copy of itself, is killed, resumes, reports
 resume: install smollm2

@@ -1,11 +1,12 @@
 """What one rank does in tests/test_ranks.py; started by torchrun. Writes losses and gradients as JSON + safetensors.
 
-torchrun --nproc-per-node 2 tests/ranks.py OUT [tied|untied]
+torchrun --nproc-per-node 2 tests/ranks.py OUT tied|untied WHAT…, a preset of the objective, or sft, or grpo.
 """
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ from models import tiny_loaded
 from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig
 from opdkit.models.student import Student
 from opdkit.models.teacher import LocalTeacher
-from opdkit.objectives import Objective
+from opdkit.objectives import Likelihood, Objective, group_relative, imitation
 from opdkit.run.world import World, whole
 from opdkit.train.collate import collate
 from opdkit.train.learner import Learner
-from opdkit.types import Needs, Prompt, Rollout
+from opdkit.types import Grade, Needs, Prompt, Rollout
 
+LIKELIHOODS = {"sft": Likelihood(imitation), "grpo": Likelihood(group_relative)}
 LENGTHS = [
     (5, 9),
     (3, 4),
@@ -45,6 +47,15 @@ def rollouts(vocabulary: int) -> list[Rollout]:
     return found
 
 
+def graded(rows: list[Rollout]) -> list[Rollout]:
+    """The first of two responses is better, worse or just as good; the second of prompt 3 got no score."""
+    scores = [1.0, 0.0, 0.25, 1.0, 0.7, 0.7, 1.0, None, 0.0, 1.0, 1.0, 0.5]
+    return [
+        replace(row, finish_reason="stop", grade=Grade(score))
+        for row, score in zip(rows, scores, strict=True)
+    ]
+
+
 def torchrun(*what: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Two ranks of a script or a module (`-m`, name) with its arguments; asserts the launcher's exit code."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *what]
@@ -54,7 +65,7 @@ def torchrun(*what: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def learn(
-    world: World, *, tie: bool, preset: str, steps: int = 3
+    world: World, *, tie: bool, what: str, steps: int = 3
 ) -> tuple[list[float], list[float], dict, dict]:
     """`steps` updates on this rank's share; losses, gradient norms, final weights, gradients of a first backward."""
     student = tiny_loaded("llama", seed=1, tie=tie, dtype=torch.float64)
@@ -67,10 +78,11 @@ def learn(
         world=world,
         max_tokens=16,
     )
-    objective = Objective(ObjectiveConfig(preset=preset))
-    everything = rollouts(student.head.rows)
+    alone = LIKELIHOODS.get(what)
+    objective = alone or Objective(ObjectiveConfig.model_validate({"preset": what}))
+    everything = graded(rollouts(student.head.rows))
     mine = [r for r in everything if int(r.prompt.id) % world.size == world.rank]  # groups stay on one rank
-    batch = collate(mine, teacher.score(mine, needs=Needs(sampled=True)))
+    batch = collate(mine, [] if alone else teacher.score(mine, needs=Needs(sampled=True)))
     signal = objective.prepare(batch)
     count = learner._global_count(batch)
     learner._backward(batch, signal, objective, teacher.head, count)
@@ -94,11 +106,15 @@ def learn(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    out, tie, preset = Path(sys.argv[1]), sys.argv[2] == "tied", sys.argv[3]
+    out, tie = Path(sys.argv[1]), sys.argv[2] == "tied"
     world = World(torch.device("cpu"))
-    losses, norms, weights, gradients = learn(world, tie=tie, preset=preset)
-    if world.main:
-        (out / "losses.json").write_text(json.dumps({"losses": losses, "norms": norms, "size": world.size}))
-        save_file(weights, out / "weights.safetensors")
-        save_file(gradients, out / "gradients.safetensors")
+    for what in sys.argv[3:]:
+        losses, norms, weights, gradients = learn(world, tie=tie, what=what)
+        if world.main:
+            place = out / what
+            place.mkdir()
+            told = {"losses": losses, "norms": norms, "size": world.size}
+            (place / "losses.json").write_text(json.dumps(told))
+            save_file(weights, place / "weights.safetensors")
+            save_file(gradients, place / "gradients.safetensors")
     world.close()

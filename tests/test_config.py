@@ -17,6 +17,7 @@ from opdkit.config import (
     GymTask,
     LocalTeacher,
     SelfTeacher,
+    WorldTask,
     dump_toml,
     load_config,
 )
@@ -86,6 +87,21 @@ def test_unions_go_by_type_and_a_table_without_one_is_the_usual_kind(tmp_path):
     assert config.task == GymTask(name="chain_sum")
     error = refusal(tmp_path, 'student = "s"\ntask = "p"\n[teacher]\ntype = "remote"\n')
     assert "teacher.type = 'remote'" in str(error) and "'local', 'self'" in error.hint
+
+
+@pytest.mark.parametrize("story", ["distill", "sft", "grpo", "improve", "push_down"])
+def test_a_story_is_one_word_and_its_settings_stay_its_own(tmp_path, story):
+    """Whether it wants a teacher is the plan's business, not the configuration's: `opd eval` has none either."""
+    config = load(tmp_path, f'story = "{story}"\nstudent = "s"\ntask = "p"\n', "grpo.scale=none")
+    assert (config.story, config.teacher) == (story, None) and config.grpo.scale == "none"
+    assert load(tmp_path, SMALL).story == "distill"
+
+
+def test_a_world_needs_no_more_than_its_type(tmp_path):
+    config = load(tmp_path, 'student = "s"\n[task]\ntype = "testbed"\n', "task.args={depth=[1, 2]}")
+    assert config.task == WorldTask(args={"depth": [1, 2]}) and not config.task.chat_template
+    error = refusal(tmp_path, 'student = "s"\n[task]\ntype = "testbed"\npath = "p"\n')
+    assert "task.path" in str(error)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -200,8 +216,8 @@ def configurations(draw) -> dict[str, Any]:
     def some(**fields) -> dict[str, Any]:
         return draw(st.fixed_dictionaries({}, optional=fields))
 
-    teacher = draw(st.sampled_from(["string", "local", "self"]))
-    task = draw(st.sampled_from(["string", "file", "gym"]))
+    teacher = draw(st.sampled_from(["none", "string", "local", "self"]))
+    task = draw(st.sampled_from(["string", "file", "gym", "testbed"]))
     common = {"dtype": st.sampled_from(["float32", "bfloat16"]), "temperature": positive, "context": words}
     templated = {"chat_template": st.booleans(), "thinking": st.booleans(), "system": words, "prefix": words}
     grader = st.sampled_from(["none", "exact", "math"]) | st.fixed_dictionaries({"pattern": words})
@@ -210,10 +226,11 @@ def configurations(draw) -> dict[str, Any]:
     )
     return {
         "student": draw(words | st.fixed_dictionaries({"model": words, "revision": words})),
-        "teacher": {
-            "string": lambda: draw(words),
-            "local": lambda: {"model": draw(words), **some(revision=words, **common)},
-            "self": lambda: {"type": "self", **some(every=counts, **common)},
+        **{
+            "none": lambda: {},
+            "string": lambda: {"teacher": draw(words)},
+            "local": lambda: {"teacher": {"model": draw(words), **some(revision=words, **common)}},
+            "self": lambda: {"teacher": {"type": "self", **some(every=counts, **common)}},
         }[teacher](),
         "task": {
             "string": lambda: draw(words),
@@ -222,6 +239,18 @@ def configurations(draw) -> dict[str, Any]:
                 "type": "gym",
                 "name": draw(words),
                 **some(args=st.dictionaries(words, plain), seed=counts),
+            },
+            "testbed": lambda: {
+                "type": "testbed",
+                **some(
+                    family=st.sampled_from(typing.get_args(WorldTask.model_fields["family"].annotation)),
+                    args=st.dictionaries(words, plain),
+                    style=words,
+                    template=counts,
+                    demonstrations=words,
+                    clean=st.booleans(),
+                    chat_template=st.booleans(),
+                ),
             },
         }[task](),
         "objective": draw(
@@ -233,7 +262,11 @@ def configurations(draw) -> dict[str, Any]:
             lr=positive, betas=st.just([0.5, 0.75]), schedule=st.sampled_from(["constant", "cosine"])
         ),
         "diagnostics": some(ks=st.lists(counts, max_size=4)),
-        "eval": some(max_tokens=counts, at_ends=st.booleans()),
+        "grpo": some(scale=st.sampled_from(["std", "none"])),
+        "improve": some(prompts=counts, every=st.integers(0, 10**9)),
+        "push_down": some(share=st.floats(0.01, 1.0)),
+        "eval": some(max_tokens=counts, at_ends=st.booleans(), temperature=st.just(0.0) | positive),
+        **some(story=st.sampled_from(["distill", "sft", "grpo", "improve", "push_down"])),
         **some(run=words, steps=counts, seed=st.integers(0, 2**60), device=words),
     }
 
@@ -457,7 +490,9 @@ VALUES = st.one_of(
     st.booleans(),
     st.integers(-2, 3),
     st.floats(),
-    st.sampled_from(["", "local", "self", "file", "gym", "paper", "full", "sampled", "exact", "x"]),
+    st.sampled_from(
+        ["", "local", "self", "file", "gym", "testbed", "sft", "paper", "full", "sampled", "exact", "x"]
+    ),
 )
 TABLES = st.recursive(
     VALUES,

@@ -52,7 +52,7 @@ def gradients(
     learner: Learner, batch: Batch, signal: Signal, objective: Objective, teacher: LocalTeacher
 ) -> dict[str, torch.Tensor]:
     learner.optimizer.zero_grad()
-    learner._backward(batch, signal, objective, teacher.head, learner._global_count(signal))
+    learner._backward(batch, signal, objective, teacher.head, learner._global_count(batch))
     return {n: p.grad.clone() for n, p in learner.student.model.named_parameters() if p.grad is not None}
 
 

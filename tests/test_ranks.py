@@ -13,18 +13,21 @@ from ranks import learn, torchrun
 SCRIPT = Path(__file__).parent / "ranks.py"
 
 
-@pytest.mark.parametrize(("tie", "preset"), [("tied", "paper"), ("untied", "full"), ("tied", "sampled")])
-def test_two_ranks_are_one_process(tmp_path: Path, tie: str, preset: str) -> None:
-    """Uneven token counts, uneven micro-batch counts; float64, ≤ 1e-10."""
-    torchrun(str(SCRIPT), str(tmp_path), tie, preset)
-    told = json.loads((tmp_path / "losses.json").read_text())
-    assert told["size"] == 2
-    losses, norms, weights, gradients = learn(World(torch.device("cpu")), tie=tie == "tied", preset=preset)
-    assert told["losses"] == pytest.approx(losses, abs=1e-10)
-    assert told["norms"] == pytest.approx(norms, rel=1e-10)
-    assert losses[-1] < losses[0] or preset == "sampled"
-    for ours, theirs in ((gradients, "gradients"), (weights, "weights")):
-        other = load_file(tmp_path / f"{theirs}.safetensors")
-        assert ours.keys() == other.keys()
-        for name, tensor in ours.items():
-            torch.testing.assert_close(other[name], tensor, atol=1e-10, rtol=1e-10)
+@pytest.mark.parametrize(
+    ("tie", "whats"), [("tied", ["paper", "sampled", "sft", "grpo"]), ("untied", ["full"])]
+)
+def test_two_ranks_are_one_process(tmp_path: Path, tie: str, whats: list[str]) -> None:
+    """Uneven token counts, uneven micro-batch counts; float64, ≤ 1e-10; with a teacher and without."""
+    torchrun(str(SCRIPT), str(tmp_path), tie, *whats)
+    for what in whats:
+        told = json.loads((tmp_path / what / "losses.json").read_text())
+        assert told["size"] == 2
+        losses, norms, weights, gradients = learn(World(torch.device("cpu")), tie=tie == "tied", what=what)
+        assert told["losses"] == pytest.approx(losses, abs=1e-10), what
+        assert told["norms"] == pytest.approx(norms, rel=1e-10), what
+        assert losses[-1] < losses[0] or what == "sampled"
+        for ours, theirs in ((gradients, "gradients"), (weights, "weights")):
+            other = load_file(tmp_path / what / f"{theirs}.safetensors")
+            assert ours.keys() == other.keys()
+            for name, tensor in ours.items():
+                torch.testing.assert_close(other[name], tensor, atol=1e-10, rtol=1e-10)

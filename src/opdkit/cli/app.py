@@ -172,7 +172,7 @@ def build_study(
     what: Annotated[
         str, typer.Argument(metavar="WHAT", help="`testbed`: small models of a family, from seeds.")
     ],
-    family: Annotated[str, typer.Option(help="Task family: chain.")] = "chain",
+    family: Annotated[str, typer.Option(help="Task family: chain or lists.")] = "chain",
     body: Annotated[str, typer.Option(help="Model type: qwen3 or llama.")] = "qwen3",
     seed: Annotated[int, typer.Option(help="Of the world and of first weights: another base.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="Models to make, with what they need; all.")] = None,

@@ -76,8 +76,8 @@ class WorldTask(_Templated):
 
     type: Literal["testbed"] = "testbed"
     """`testbed`, a world that makes its own problems."""
-    family: Literal["chain", "igsm"] = "chain"
-    """`chain`, operands applied one after another; `igsm`, quantities that depend on each other."""
+    family: Literal["chain", "lists"] = "chain"
+    """`chain`, operands applied one after another; `lists`, every item changed by its own, one asked for."""
     world: int = 0
     """Seed of the world: which operands its texts get wrong, and all its facts."""
     args: dict[str, Any] = Field(default={})

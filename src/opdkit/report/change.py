@@ -9,6 +9,12 @@ from opdkit.report.text import number, percent, shown
 
 SMALLEST_GAP = 0.05  # below it gap recovery divides noise by noise, and is undefined (see docs/design.md)
 
+# A stagnating run drifts by less than a half, a success falls tenfold and more (0.455 → 0.017 in one
+# reproduction): three is far from both, and the exact place does not matter.
+CLEAR_FOLD = 3.0
+STILL_FOLD = 1.5
+HARDLY = 0.1  # a drift below a tenth is not worth a number
+
 
 @dataclass(frozen=True)
 class Change:
@@ -23,6 +29,18 @@ class Change:
     def fold(self) -> float | None:
         """How many times smaller it became: 0.5 → 0.02 is 25. None where one is 0 or the sign changed."""
         return self.first / self.last if self.first * self.last > 0 else None
+
+    @property
+    def fell(self) -> bool:
+        return self.fold is not None and self.fold >= CLEAR_FOLD
+
+    @property
+    def rose(self) -> bool:
+        return self.fold is not None and self.fold <= 1 / STILL_FOLD
+
+    @property
+    def still(self) -> bool:
+        return self.first == self.last or (self.fold is not None and 1 / STILL_FOLD < self.fold < STILL_FOLD)
 
     @property
     def words(self) -> str:
@@ -43,6 +61,22 @@ def change(run: Run, name: str) -> Change | None:
         return None
     window = math.ceil(len(values) / 10)
     return Change(_mean(values[:window]), _mean(values[-window:]), window, len(values))
+
+
+def moved(it: Change) -> str:
+    """What it did, as the end of a clause: "fell 25-fold (0.5 → 0.02)".
+
+    >>> moved(Change(0.5, 0.02, 1, 9)), moved(Change(-0.2, -0.16, 1, 9)), moved(Change(3.0, 3.0, 1, 9))
+    ('fell 25-fold (0.500 → 0.0200)', 'fell by 20.0\xa0% (−0.200 → −0.160)', 'hardly moved (3 → 3)')
+    """
+    if it.first == it.last or (it.fold and abs(1 / it.fold - 1) < HARDLY):
+        return f"hardly moved ({it.words})"
+    if it.fold is None:
+        return f"changed ({it.words})"
+    verb, times = ("fell", it.fold) if it.fold > 1 else ("rose", 1 / it.fold)
+    if it.still:
+        return f"{verb} by {percent(abs(1 / it.fold - 1))} ({it.words})"
+    return f"{verb} {times:.{0 if times >= 10 else 1}f}-fold ({it.words})"
 
 
 @dataclass(frozen=True)
@@ -78,11 +112,28 @@ def scores(run: Run) -> list[Score]:
 
 def gap_recovery(run: Run) -> float | None:
     """(after − before) ÷ (teacher − before); None without a teacher's score or for a gap below 0.05."""
-    found = scores(run)
-    teacher = next((t for row in run.evals if (t := number(row.get("teacher_avg_at_k"))) is not None), None)
+    found, teacher = scores(run), teacher_score(run)
     if len(found) < 2 or teacher is None or teacher - found[0].value < SMALLEST_GAP:
         return None
     return (found[-1].value - found[0].value) / (teacher - found[0].value)
+
+
+def gain(run: Run) -> float | None:
+    """avg@k after − before; None below two evaluations."""
+    found = scores(run)
+    return found[-1].value - found[0].value if len(found) > 1 else None
+
+
+def teacher_score(run: Run) -> float | None:
+    """The teacher's avg@k, where it was evaluated on the same problems."""
+    return next((t for row in run.evals if (t := number(row.get("teacher_avg_at_k"))) is not None), None)
+
+
+def by_group(row: Row) -> dict[str, float]:
+    """Group of problems → its accuracy; whatever is not a number is left out."""
+    table: Any = row.get("by_group")
+    pairs = table.items() if isinstance(table, dict) else ()
+    return {name: found for name, value in pairs if (found := number(value)) is not None}
 
 
 def pass_at_k(row: Row) -> dict[int, float]:
@@ -93,14 +144,18 @@ def pass_at_k(row: Row) -> dict[int, float]:
     return {k: value for k, value in sorted(numbers.items()) if value is not None}
 
 
+def responses_per_step(run: Run) -> float | None:
+    """Responses a step trains on: P × G, and P where single texts are imitated (see the config's reference)."""
+    prompts, samples = (number(run.config.get(key)) for key in ("prompts_per_step", "sampling.responses"))
+    if run.story in ("sft", "improve"):
+        return prompts
+    return prompts * samples if prompts and samples else None
+
+
 def response_tokens(run: Run) -> float | None:
-    """Response tokens of the run: mean length × prompts × responses per prompt, added over the steps."""
-    prompts, responses = (
-        number(run.config.get("prompts_per_step")),
-        number(run.config.get("sampling.responses")),
-    )
-    lengths = run.values("response_length")
-    return sum(lengths) * prompts * responses if prompts and responses and lengths else None
+    """Response tokens trained on: mean length × responses per step, added over the steps."""
+    responses, lengths = responses_per_step(run), run.values("response_length")
+    return sum(lengths) * responses if responses and lengths else None
 
 
 def skipped(run: Run) -> int | None:

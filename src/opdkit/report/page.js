@@ -22,12 +22,17 @@
     };
   }
 
-  function line(trace) {
-    const few = trace.x.length <= 24;
+  // Runs are told apart by marker as well as by colour: a few per curve, where there are several runs.
+  const several = document.querySelectorAll("button[data-run]").length > 1;
+  const symbols = ["circle", "square", "diamond", "triangle-up"];
+
+  function line(trace, figure) {
+    const marked = several && figure.kind === "lines" && trace.dash !== "dot";
+    const few = marked || trace.x.length <= 24;
     const drawn = {
       type: "scatter", name: label(trace.name), x: trace.x, y: trace.y, mode: few ? "lines+markers" : "lines",
       line: { color: color(trace.color), width: trace.dash === "dot" ? 1.5 : 1.8, dash: trace.dash },
-      marker: { size: 5 }, visible: !hidden.has(trace.run), hovertemplate: "%{y:.4~g}",
+      marker: marked ? { size: 7, symbol: symbols[trace.run % 4], maxdisplayed: 8 } : { size: 5 }, visible: !hidden.has(trace.run), hovertemplate: "%{y:.4~g}",
     };
     if (trace.error) {
       drawn.error_y = { type: "data", symmetric: false, array: trace.error.plus, arrayminus: trace.error.minus,
@@ -36,8 +41,8 @@
     return drawn;
   }
 
-  function area(trace) {
-    const drawn = line(trace);
+  function area(trace, figure) {
+    const drawn = line(trace, figure);
     return { ...drawn, mode: "lines", stackgroup: "all", line: { ...drawn.line, width: 0.6 },
       fillcolor: faint(color(trace.color)) };
   }
@@ -53,16 +58,30 @@
     };
   }
 
+  // Right is filled, wrong is hatched and an outline: apart without colour, and one seen through the other.
+  function bars(trace) {
+    const wrong = trace.name === "wrong", right = trace.name === "right";
+    const ink = css(right ? "--good" : wrong ? "--bad" : "--series-7");
+    return {
+      type: "bar", name: label(trace.name), x: trace.x, y: trace.y, width: trace.width, customdata: trace.count,
+      marker: { color: faint(ink), line: { color: ink, width: wrong ? 1.5 : 0 },
+        pattern: wrong ? { shape: "/", fgcolor: ink, bgcolor: "rgba(0,0,0,0)", size: 6, solidity: .25 } : undefined },
+      hovertemplate: "%{y:.1%} (%{customdata})",
+    };
+  }
+
   function layout(figure, index) {
     const map = figure.kind === "heatmap";
     return {
       uirevision: "kept", height: 240, margin: { l: 8, r: 10, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--font"), size: 12, color: css("--text") },
-      showlegend: false, hovermode: map ? "closest" : "x unified",
+      showlegend: figure.kind === "bars", legend: { orientation: "h", y: 1.12, x: 0, font: { size: 11 } },
+      barmode: "overlay", hovermode: map ? "closest" : "x unified",
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), namelength: -1, align: "left",
         font: { family: css("--font"), size: 12, color: css("--text") } },
       xaxis: axis(figure.x, { showgrid: false, nticks: 8, spikethickness: 1,
         spikecolor: css("--muted"), spikedash: "dot", unifiedhovertitle: { text: `${figure.x} %{x}` },
+        ...(figure.kind === "bars" ? { range: figure.range ?? undefined, unifiedhovertitle: { text: "%{x:.3~g} nats" } } : {}),
         ...(figure.x === "k" ? powers(figure) : {}) }),
       yaxis: map ? axis("response position (tokens)") : values(figure, logarithmic.has(index)),
     };
@@ -79,13 +98,13 @@
     return axis(figure.unit, {
       type: log ? "log" : "linear", uirevision: String(log), nticks: 6, dtick: log ? "D2" : undefined,
       range: zero ? [-0.02, 1] : undefined, exponentformat: "power",
-      tickformat: all.some((y) => Math.abs(y) >= 10000) ? "," : undefined,
+      tickformat: figure.kind === "bars" ? ".0%" : all.some((y) => Math.abs(y) >= 10000) ? "," : undefined,
     });
   }
 
   function draw(index) {
     const figure = figures[index];
-    const shape = { lines: line, stack: area, heatmap: heat }[figure.kind];
+    const shape = { lines: line, stack: area, heatmap: heat, bars }[figure.kind];
     const traces = figure.traces.map((trace) => shape(trace, figure));
     return Plotly.react(boxes[index], traces, layout(figure, index), { displayModeBar: false, responsive: true });
   }

@@ -4,38 +4,29 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from opdkit.report import figures, tables, words
-from opdkit.report.read import Row, Run, read_run, run_names
-from opdkit.report.text import number, percent, shown
+from opdkit.report import compare, figures, points, samples, stories, tables, words
+from opdkit.report.notes import finding
+from opdkit.report.read import Run, read_run, run_names
 from opdkit.types import UserError
 
-SHOWN_CHARS = 20_000  # of a prompt or response; a runaway rollout must not make the page unusable
-ROLLOUT_FACTS = ("id", "sample", "finish_reason", "score", "length", "sequence_reward")
 
-
-@dataclass(frozen=True)
-class Note:
-    """A rollout or a finding as the page shows it: labelled numbers and texts, and further numbers below."""
-
-    facts: Sequence[tuple[str, str]]
-    texts: Sequence[tuple[str, str]]
-    more: Sequence[tuple[str, str]] = ()
-
-
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    runs: Sequence[Path], out: Path | None = None, *, names: Sequence[str] | None = None
+) -> Path:
     """Write the page of `runs`, overlaid when there are several, and return where it is (first run).
 
-    The page is one file that asks the network for nothing; what a run wrote is data in it, never markup.
+    `names` are what the page calls the runs; unset, the ends of their paths that tell them apart. The page is
+    one file that asks the network for nothing; what a run wrote is data in it, never markup.
     """
     if not runs:
         raise UserError("no run to report on", hint="opd report RUN")
-    read = [read_run(path, name=name) for path, name in zip(runs, run_names(runs), strict=True)]
+    called = names or run_names(runs)
+    read = [read_run(path, name=name) for path, name in zip(runs, called, strict=True)]
     target = out or runs[0] / "report.html"
     _write(target, render(read))
     return target
@@ -44,21 +35,33 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 def render(runs: Sequence[Run]) -> str:
     """The page as text. Plots are known by their order: the n-th `.plot` draws the n-th payload."""
     sections, evaluation = figures.sections(runs), figures.evaluation(runs)
-    drawn = [*evaluation, *(figure for section in sections for figure in (*section.figures, *section.more))]
+    evidence = figures.evidence(runs) if len(runs) == 2 else []
+    drawn = [*evidence, *evaluation]
+    drawn += [figure for section in sections for figure in (*section.figures, *section.more)]
+    rolled = samples.groups(runs)
     scripts = _scripts()
     return _template().render(
         runs=runs,
         sections=sections,
         evaluation=evaluation,
+        evidence=evidence,
         payload=_script_safe([figure.payload() for figure in drawn]),
+        samples=rolled,
+        filters=samples.filters(rolled),
+        place_of=samples.place_of,
+        shown_rollouts=samples.SHOWN_ROLLOUTS,
+        coloured=any(sample.tokens for group in rolled for sample in group.samples),
+        candidates=_script_safe(samples.payload(rolled)),
         scripts=scripts,
         policy=_policy(scripts),
-        style=_file("page.css"),
+        style=_file("page.css") + _file("tokens.css"),
         words=words,
+        stories=stories,
+        compare=compare,
+        points=points,
         tables=tables,
         window=max(-(-len(run.metrics) // 10) for run in runs),
-        finding=_finding,
-        rollout=_rollout,
+        finding=finding,
     )
 
 
@@ -73,10 +76,13 @@ def _template() -> Any:
 
 
 def _scripts() -> list[str]:
-    """The two scripts of the page: plotly, and ours. Nothing a run wrote is ever part of a script."""
+    """The scripts of the page: the rollouts', plotly, the plots'. Nothing a run wrote is ever part of a script.
+
+    Plotly stands after the rollouts': it takes a while to be read, and the rollouts need not wait for it.
+    """
     from plotly.offline import get_plotlyjs
 
-    return [get_plotlyjs(), _file("page.js")]
+    return [_file("tokens.js"), get_plotlyjs(), _file("page.js")]
 
 
 def _policy(scripts: Sequence[str]) -> str:
@@ -118,38 +124,3 @@ def _write(target: Path, text: str) -> None:
         raise UserError(
             f"cannot write {target}: {error.strerror}", hint="give another place: --out FILE"
         ) from error
-
-
-# --- what a run wrote, made ready to be shown ---------------------------------------------------------------
-
-
-def _finding(row: Row) -> Note:
-    numbers = row.get("numbers")
-    facts = [("step", shown(number(row["step"])))] if number(row.get("step")) is not None else []
-    facts += _facts(numbers) if isinstance(numbers, dict) else []
-    return Note(facts, [(key, _text(row[key])) for key in ("message", "remedy") if row.get(key)])
-
-
-def _rollout(row: Row) -> Note:
-    texts = [(key, _text(row.get(key, ""))) for key in ("prompt", "response")]
-    apart = {"step", "prompt", "response", *ROLLOUT_FACTS}
-    rest = {key: value for key, value in row.items() if key not in apart}
-    return Note(_facts({key: row[key] for key in ROLLOUT_FACTS if key in row}), texts, _facts(rest))
-
-
-def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Numbers and short words of a record; long texts and lists stay in the run folder."""
-    facts = []
-    for key, value in row.items():
-        if number(value) is not None:
-            facts.append((key, percent(number(value)) if key.endswith("_fraction") else shown(number(value))))
-        elif isinstance(value, bool) or (isinstance(value, str) and 0 < len(value) <= 200):
-            facts.append((key, str(value)))
-    return facts
-
-
-def _text(value: Any) -> str:
-    """A text, or messages as JSON; cut when very long, saying by how much."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
-    rest = len(text) - SHOWN_CHARS
-    return text if rest <= 0 else f"{text[:SHOWN_CHARS]}\n… {rest:,} more characters in the run folder"

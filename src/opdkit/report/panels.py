@@ -19,6 +19,7 @@ class Panel:
     equation: str = ""
     title: str = ""
     dotted: tuple[str, ...] = ()
+    when: str = ""  # "taught" or "alone": only on a page where some run has a teacher, or none has
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,15 @@ _AT_K = re.compile(r"overlap_ratio_at_([1-9][0-9]{0,8})")
 _BY_POSITION = re.compile(r"by_position/([0-9]{1,9})/(.+)", re.DOTALL)
 
 
-def groups(names: Iterable[str]) -> list[Group]:
-    """The groups with what `names` can fill; a metric no group knows is shown under "other"."""
+def groups(names: Iterable[str], *, taught: bool = True) -> list[Group]:
+    """The groups with what `names` can fill; a metric no group knows is shown under "other".
+
+    Without a teacher the same loss and entropy have another meaning, and so other panels.
+    """
     present = [name for name in names if not is_stacked(name) and position_of(name) is None]
-    known = [_with_at_k(group, present) if group.key == "alignment" else group for group in _catalogue()]
+    known = [
+        _with_at_k(group, present) if group.key == "alignment" else group for group in _catalogue(taught)
+    ]
     kept = [replace(group, panels=_present(group.panels, present)) for group in known]
     claimed = {metric for group in kept for panel in group.panels for metric in panel.metrics}
     rest = tuple(_plain(name) for name in present if name not in claimed)
@@ -73,9 +79,11 @@ def _contents() -> Mapping[str, Any]:
     return tomllib.loads((files("opdkit.report") / "panels.toml").read_text(encoding="utf-8"))
 
 
-def _catalogue() -> list[Group]:
+def _catalogue(taught: bool) -> list[Group]:
+    unwanted = "alone" if taught else "taught"
     return [
-        Group(**(group | {"panels": tuple(map(_panel, group["panels"]))})) for group in _contents()["group"]
+        Group(**(group | {"panels": tuple(p for p in map(_panel, group["panels"]) if p.when != unwanted)}))
+        for group in _contents()["group"]
     ]
 
 

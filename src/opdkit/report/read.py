@@ -11,6 +11,7 @@ from opdkit.report.text import number, redacted, visible
 from opdkit.types import UserError
 
 Row = dict[str, Any]
+ALONE = ("sft", "grpo", "improve", "push_down")  # stories without a teacher
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,18 @@ class Run:
     findings: Sequence[Row]
     rollouts: Mapping[int, Sequence[Row]]  # sampled step → rows
     gaps: Sequence[str]
+    sequences: Sequence[Row] = ()  # one per written step, ascending: arrays over the step's rollouts
+
+    @property
+    def story(self) -> str:
+        """Which loop wrote the run; folders from before there were several hold a distillation."""
+        story = self.config.get("story")
+        return story if isinstance(story, str) and story else "distill"
+
+    @property
+    def taught(self) -> bool:
+        """Whether there was a teacher: without one, nothing about alignment is to be expected."""
+        return self.story not in ALONE
 
     def names(self) -> list[str]:
         """Metric names in order of first appearance."""
@@ -43,15 +56,17 @@ def read_run(path: Path, *, name: str) -> Run:
     """Everything the report shows of `path`. Raises UserError when `path` is no run folder."""
     _refuse_other_folders(path)
     gaps: list[str] = []
+    config = _read_table(path / "config.toml", tomllib.loads, gaps)
     return Run(
         name=visible(name),
-        config=_read_table(path / "config.toml", tomllib.loads, gaps),
+        config=config,
         env=_read_table(path / "env.json", json.loads, gaps),
         metrics=_steps(_read_rows(path / "metrics.jsonl", gaps)),
         evals=_steps(_read_rows(path / "eval.jsonl", gaps)),
         findings=_read_rows(path / "findings.jsonl", gaps, optional=True),
-        rollouts=_read_rollouts(path / "rollouts", gaps),
+        rollouts=_read_rollouts(path / "rollouts", gaps, optional=config.get("story") == "sft"),
         gaps=gaps,
+        sequences=_steps(_read_rows(path / "sequences.jsonl", gaps, optional=True)),
     )
 
 
@@ -162,10 +177,10 @@ def _steps(rows: Sequence[Row]) -> list[Row]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _read_rollouts(folder: Path, gaps: list[str]) -> dict[int, list[Row]]:
-    """The first and the last sampled step; what lies between stays in the folder."""
+def _read_rollouts(folder: Path, gaps: list[str], *, optional: bool) -> dict[int, list[Row]]:
+    """The first and the last sampled step; what lies between stays in the folder. Demonstrations have none."""
     files = {int(end): file for file in folder.glob("step_*.jsonl") if (end := file.stem[5:]).isdecimal()}
     if not files:
-        gaps.append("no sampled rollouts")
+        gaps += [] if optional else ["no sampled rollouts"]
         return {}
     return {step: _read_rows(files[step], gaps) for step in sorted({min(files), max(files)})}

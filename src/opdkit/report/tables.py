@@ -1,10 +1,10 @@
 """Tables of the page, as headed rows of strings: headline numbers, settings, differences, evaluations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opdkit.report.change import change, gap_recovery, pass_at_k, response_tokens, scores, skipped
+from opdkit.report.change import by_group, change, gap_recovery, pass_at_k, response_tokens, scores, skipped
 from opdkit.report.read import Row, Run
 from opdkit.report.text import number, percent, shown
 
@@ -21,6 +21,7 @@ HEADLINE = (
     "response_length",
     "truncated_fraction",
     "accuracy",
+    "kept_fraction",
     "tokens_per_second",
 )
 _UNSET = "–"
@@ -53,24 +54,68 @@ def differences(runs: Sequence[Run]) -> Table:
     """Config keys on which the runs do not agree. The run folder always differs and is left out."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key != "run")
     rows = [[key, *(_cell(run.config[key]) if key in run.config else _UNSET for run in runs)] for key in keys]
-    return Table(["key", *(run.name for run in runs)], [row for row in rows if len(set(row[1:])) > 1])
+    unlike = [[row[0], *_ends(row[1:])] for row in rows if len(set(row[1:])) > 1]
+    return Table(["key", *(run.name for run in runs)], unlike)
+
+
+def _ends(paths: Sequence[str]) -> list[str]:
+    """Paths into one folder are told by what comes after it; the whole of them is under the settings.
+
+    >>> _ends(["/models/tiny/a", "/models/tiny/b"]), _ends(["Qwen/a", "Qwen/b"]), _ends(["1", "2"])
+    (['…/a', '…/b'], ['Qwen/a', 'Qwen/b'], ['1', '2'])
+    """
+    parts = [path.split("/") for path in paths]
+    shared = next((i for i, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), 0)
+    return list(paths) if shared < 2 else ["/".join(["…", *part[shared:]]) for part in parts]
 
 
 def evaluations(run: Run) -> Table:
+    """One row per evaluation. A column that says nothing is left out; numbers this report does not know come last."""
+    columns = [(title, [cell(row) for row in run.evals]) for title, cell in _columns(run)]
+    kept = [(title, cells) for title, cells in columns if set(cells) - {_UNSET} - _SILENT.get(title, set())]
+    rows = zip(*(cells for _, cells in kept), strict=True)
+    return Table([title for title, _ in kept], [list(row) for row in rows])
+
+
+_TOLD = {"step", "avg_at_k", "low", "high", "teacher_avg_at_k", "response_length", "problems", "responses"}
+_TOLD |= {"truncated_fraction", "ungraded_fraction", "graded"}
+_SILENT = {title: {percent(0.0)} for title in ("ungraded", "truncated_correct_fraction")}
+
+
+def _columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
+    """Title of a column, and what it says of an evaluation."""
+    kinds = dict.fromkeys(kind for row in run.evals for kind in by_group(row))
     widths = sorted({k for row in run.evals for k in pass_at_k(row)})
-    head = ["step", "avg_at_k", "95 % interval", *(f"pass@{k}" for k in widths)]
-    head += ["truncated", "ungraded", "mean length", "problems", "responses"]
-    return Table(head, [_evaluation(row, widths) for row in run.evals])
+    others = dict.fromkeys(
+        key for row in run.evals for key in row if key not in _TOLD and number(row[key]) is not None
+    )
+    return [
+        ("step", lambda row: str(row["step"])),
+        ("avg_at_k", lambda row: percent(number(row.get("avg_at_k")))),
+        ("95 % interval", _interval),
+        ("teacher", lambda row: percent(number(row.get("teacher_avg_at_k")))),
+        *((kind, lambda row, kind=kind: percent(by_group(row).get(kind))) for kind in kinds),
+        # of a single response per problem, pass@1 is avg@k once more
+        *((f"pass@{k}", lambda row, k=k: percent(pass_at_k(row).get(k))) for k in widths if widths != [1]),
+        ("truncated", lambda row: percent(number(row.get("truncated_fraction")))),
+        ("ungraded", lambda row: percent(number(row.get("ungraded_fraction")))),
+        ("mean length", lambda row: shown(number(row.get("response_length")))),
+        ("problems", lambda row: shown(number(row.get("problems")))),
+        ("responses", lambda row: shown(number(row.get("responses")))),
+        *((key, lambda row, key=key: _number(row, key)) for key in others),
+    ]
 
 
-def _evaluation(row: Row, widths: Sequence[int]) -> list[str]:
+def _interval(row: Row) -> str:
     low, high = number(row.get("low")), number(row.get("high"))
-    interval = _UNSET if low is None or high is None else f"{percent(low)} – {percent(high)}"
-    fractions = [number(row.get(key)) for key in ("truncated_fraction", "ungraded_fraction")]
-    counts = [number(row.get(key)) for key in ("response_length", "problems", "responses")]
-    cells = [str(row["step"]), percent(number(row.get("avg_at_k"))), interval]
-    cells += [percent(pass_at_k(row).get(k)) for k in widths]
-    return [*cells, *map(percent, fractions), *map(shown, counts)]
+    return _UNSET if low is None or high is None else f"{percent(low)} – {percent(high)}"
+
+
+def _number(row: Row, key: str) -> str:
+    """A score or a share as a percentage, by its name; anything else as it is."""
+    value = number(row.get(key))
+    is_share = key.endswith(("_fraction", "_at_k", "_of_finished", "_avg", "_score"))
+    return percent(value) if is_share else shown(value)
 
 
 def _change(run: Run, name: str) -> str:

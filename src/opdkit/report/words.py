@@ -6,18 +6,13 @@ rise with a teacher that teaches nothing and stay flat in a success from another
 an evaluation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from opdkit.report.change import Change, apart, change, gap_recovery, response_tokens, scores, skipped
+from opdkit.report.change import Change, apart, by_group, change, gap_recovery, moved, scores, skipped
 from opdkit.report.read import Run
-from opdkit.report.text import percent, shown
+from opdkit.report.text import percent
 
-# A stagnating run drifts by less than a half, a success falls tenfold and more (0.455 → 0.017 in one
-# reproduction): three is far from both, and the exact place does not matter.
-CLEAR_FOLD = 3.0
-STILL_FOLD = 1.5
-HARDLY = 0.1  # a drift below a tenth is not worth a number
 FEWEST_STEPS = 10  # below it, first and last are single, noisy steps
 SMALL_LOSS = 0.1  # nats; failing pairs start below it, successes several times above
 
@@ -33,45 +28,30 @@ class Verdict:
     tone: Tone
 
 
-def introduction(run: Run) -> str:
-    """What was trained from what, on what, for how long."""
-    config = run.config
-    student = config.get("student.model") or config.get("student") or "an unnamed student"
-    task = config.get("task.name") or config.get("task.path")
-    objective = config.get("objective.preset")
-    parts = [
-        f"{student} was trained from {_teacher(run)}",
-        f" on {task}" if task else "",
-        f" with the objective “{objective}”" if objective else "",
-        f": {_steps(run)}{_tokens(run)}.",
-    ]
-    return "".join(parts)
-
-
 def alignment(run: Run) -> Verdict:
     """Loss and |Eq. 7| together, in words."""
-    what, loss = _read_first(run)
-    advantage = change(run, "overlap_advantage")
+    what, loss = read_first(run)
+    advantage = eq7(run)
     if loss is None:
         why = "Fewer than two steps logged a loss, so there is no change to read."
         return Verdict("Too short to read", why, "plain")
-    told = "; ".join([_told(what, loss)] + ([_told("|Eq. 7|", advantage)] if advantage else []))
+    both = "; ".join([told(what, loss)] + ([told("|Eq. 7|", advantage)] if advantage else []))
     if loss.count < FEWEST_STEPS:
-        why = f"{told}, over {loss.count} steps: too few to tell a trend from noise."
+        why = f"{both}, over {loss.count} steps: too few to tell a trend from noise."
         return Verdict("Too short to read", why, "plain")
-    if _rose(loss):
+    if loss.rose:
         why = "the student is moving away from the teacher. Look at grad_norm and entropy_student."
-        return Verdict("Moving away", f"{told}: {why}", "bad")
-    if _fell(loss) and advantage is None:
+        return Verdict("Moving away", f"{both}: {why}", "bad")
+    if loss.fell and advantage is None:
         return Verdict(
-            "Loss falls", f"{told}. Eq. 7 was not measured: half of the evidence is missing.", "plain"
+            "Loss falls", f"{both}. Eq. 7 was not measured: half of the evidence is missing.", "plain"
         )
-    if _fell(loss) and advantage and _fell(advantage):
-        return Verdict("Aligning", f"{told}: the student is aligning with the teacher.", "good")
-    if _still(loss) and (advantage is None or _still(advantage)):
-        return Verdict("Stagnating", f"{told}: {_why_still(loss)}", "weak")
+    if loss.fell and advantage and advantage.fell:
+        return Verdict("Aligning", f"{both}: the student is aligning with the teacher.", "good")
+    if loss.still and not (advantage and (advantage.fell or advantage.rose)):
+        return Verdict("Stagnating", f"{both}: {_why_still(loss)}", "weak")
     why = "They do not both fall threefold: neither a clear alignment nor a clear stagnation."
-    return Verdict("Unclear", f"{told}. {why}", "plain")
+    return Verdict("Unclear", f"{both}. {why}", "plain")
 
 
 def accuracy(run: Run) -> Verdict:
@@ -88,69 +68,39 @@ def accuracy(run: Run) -> Verdict:
         why = f"Evaluated once, at step {before.step}: whether accuracy changed is not known."
         return Verdict(percent(before.value), why, "plain")
     title = f"{percent(before.value)} → {percent(after.value)}"
-    told = f"avg_at_k {before.words} at step {before.step} → {after.words} at step {after.step}"
+    both = f"avg_at_k {before.words} at step {before.step} → {after.words} at step {after.step}"
     if not (before.has_interval and after.has_interval):
-        return Verdict(title, f"{told}. Without intervals, how much of this is chance is not known.", "plain")
+        return Verdict(title, f"{both}. Without intervals, how much of this is chance is not known.", "plain")
     if not apart(before, after):
-        return Verdict(title, f"{told}. The 95 % intervals overlap: this may be chance.", "weak")
+        return Verdict(title, f"{both}. The 95 % intervals overlap: this may be chance.", "weak")
     if after.value > before.value:
-        return Verdict(title, f"{told}. The 95 % intervals do not overlap: accuracy rose.", "good")
-    why = "accuracy fell. Imitation can undo what a student had (Fig. 5)."
-    return Verdict(title, f"{told}. The 95 % intervals do not overlap: {why}", "bad")
+        return Verdict(title, f"{both}. The 95 % intervals do not overlap: accuracy rose.", "good")
+    why = " Imitation can undo what a student had (Fig. 5)." if run.taught else ""
+    return Verdict(title, f"{both}. The 95 % intervals do not overlap: accuracy fell.{why}", "bad")
 
 
 def details(run: Run) -> list[str]:
     """The rest of the story, in reading order; a metric that was not logged is not spoken of."""
-    parts = (_together, _overlap, _entropy, _recovery, _optimiser, _lengths, _skipped, _findings)
+    parts = (_together, _groups, _overlap, _entropy, _recovery, _optimiser, _lengths, _skipped, _findings)
     return [sentence for part in parts if (sentence := part(run))]
 
 
-def _teacher(run: Run) -> str:
-    if run.config.get("teacher.type") == "self":
-        return "its own earlier copy"
-    return str(run.config.get("teacher.model") or run.config.get("teacher") or "an unnamed teacher")
+def told(what: str, it: Change) -> str:
+    """The change of `what` as a clause: "The loss fell 25-fold (0.5 → 0.02)"."""
+    return f"{what} {moved(it)}"
 
 
-def _steps(run: Run) -> str:
-    planned, done = run.config.get("steps"), len(run.metrics)
-    of_planned = f" of {planned}" if isinstance(planned, int) and planned != done else ""
-    return f"{done}{of_planned} step{'s' * (done != 1)}"
+def eq7(run: Run) -> Change | None:
+    """|Eq. 7|: the overlap advantage is never positive, and it is its size that falls."""
+    it = change(run, "overlap_advantage")
+    return replace(it, first=abs(it.first), last=abs(it.last)) if it else None
 
 
-def _tokens(run: Run) -> str:
-    tokens = response_tokens(run)
-    return f", about {shown(tokens)} response tokens" if tokens else ""
-
-
-def _read_first(run: Run) -> tuple[str, Change | None]:
+def read_first(run: Run) -> tuple[str, Change | None]:
     """The loss; reverse_kl where a one-sample loss changed sign, because a ratio of it would mean nothing."""
     loss, kl = change(run, "loss"), change(run, "reverse_kl")
     unusable = loss is None or loss.fold is None
     return ("reverse_kl", kl) if unusable and kl else ("The loss", loss)
-
-
-def _fell(it: Change) -> bool:
-    return it.fold is not None and it.fold >= CLEAR_FOLD
-
-
-def _rose(it: Change) -> bool:
-    return it.fold is not None and it.fold <= 1 / STILL_FOLD
-
-
-def _still(it: Change) -> bool:
-    return it.first == it.last or (it.fold is not None and 1 / STILL_FOLD < it.fold < STILL_FOLD)
-
-
-def _told(what: str, it: Change) -> str:
-    """The change of `what` as a clause: "The loss fell 25-fold (0.5 → 0.02)"."""
-    if it.first == it.last or (it.fold and abs(1 / it.fold - 1) < HARDLY):
-        return f"{what} hardly moved ({it.words})"
-    if it.fold is None:
-        return f"{what} changed ({it.words})"
-    verb, times = ("fell", it.fold) if it.fold > 1 else ("rose", 1 / it.fold)
-    if _still(it):
-        return f"{what} {verb} by {percent(abs(1 / it.fold - 1))} ({it.words})"
-    return f"{what} {verb} {times:.{0 if times >= 10 else 1}f}-fold ({it.words})"
 
 
 def _why_still(loss: Change) -> str:
@@ -162,11 +112,23 @@ def _why_still(loss: Change) -> str:
 def _together(run: Run) -> str:
     """Alignment without a rise is the paper's second condition showing: the teacher may hold nothing new."""
     found = scores(run)
-    if alignment(run).title != "Aligning" or len(found) < 2 or accuracy(run).tone == "good":
+    if not run.taught or alignment(run).title != "Aligning" or len(found) < 2 or accuracy(run).tone == "good":
         return ""
     return (
         "It aligned, yet accuracy did not clearly rise: the teacher may know nothing new on these problems."
     )
+
+
+def _groups(run: Run) -> str:
+    """Accuracy by kind of problem, where the evaluation told it: a mean can hide that one kind was lost."""
+    tables = [table for row in run.evals if (table := by_group(row))]
+    told = [
+        f"{name} {percent(tables[0].get(name))} → {percent(tables[-1][name])}"
+        if len(tables) > 1
+        else f"{name} {percent(tables[-1][name])}"
+        for name in (tables[-1] if tables else ())
+    ]
+    return f"By kind of problem: {', '.join(told)}." if told else ""
 
 
 def _overlap(run: Run) -> str:
@@ -185,20 +147,24 @@ def _mass(run: Run) -> str:
 
 def _entropy(run: Run) -> str:
     changes = {name: change(run, name) for name in ("entropy_gap", "entropy_student")}
-    told = "; ".join(_told(name, it) for name, it in changes.items() if it)
+    clauses = "; ".join(told(name, it) for name, it in changes.items() if it)
     student = changes["entropy_student"]
     warning = " A student whose entropy rises this much is often on the way to a collapse."
-    return f"{told}.{warning if student and _rose(student) else ''}" if told else ""
+    return f"{clauses}.{warning if student and student.rose else ''}" if clauses else ""
 
 
 def _recovery(run: Run) -> str:
     recovered = gap_recovery(run)
-    return f"It recovered {percent(recovered)} of its gap to the teacher." if recovered is not None else ""
+    if recovered is None:
+        return ""
+    if recovered < 0:
+        return f"It moved away from its teacher's score: gap recovery {percent(recovered)}."
+    return f"It recovered {percent(recovered)} of its gap to the teacher."
 
 
 def _optimiser(run: Run) -> str:
     norm = change(run, "grad_norm")
-    return f"{_told('grad_norm', norm)}." if norm else ""
+    return f"{told('grad_norm', norm)}." if norm else ""
 
 
 def _lengths(run: Run) -> str:

@@ -31,16 +31,15 @@ from opdkit.tasks.family import (
     UNKNOWN,
     Check,
     as_prompts,
-    by_hash,
     distinct,
     is_value,
     numbers,
-    permutations,
     pick,
     same,
     stream,
     style_of,
 )
+from opdkit.tasks.operands import Operands
 from opdkit.types import Prompt
 
 
@@ -71,7 +70,6 @@ STYLES: Mapping[str, Style] = {
 }
 _TEMPLATES = (("read", "number", "please"), ("from", "value", "solve"), ("given", "integer", "quickly"))
 _GLUE = ("then", ".", "=>", ":")
-_SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 
 
 @dataclass(frozen=True)
@@ -109,25 +107,16 @@ class ChainWorld:
     # --- what there is ------------------------------------------------------------------------------------
 
     @cached_property
-    def shifts(self) -> Mapping[str, int]:
-        """`+1` … `+9`, `-1` … `-9` and what they add."""
-        return {f"{k:+d}": k for k in (*range(1, 10), *range(-1, -10, -1))}
-
-    @cached_property
-    def errors(self) -> Mapping[str, int]:
-        """Wrong operands and by how much training texts are off: ±10."""
-        names = by_hash(self.shifts, "chain errors", self.seed)[: self.num_wrong]
-        return {name: (-10, 10)[i % 2] for i, name in enumerate(names)}
-
-    @cached_property
-    def tables(self) -> Mapping[str, tuple[int, ...]]:
-        """Table operands, each a permutation of all values."""
-        tables = permutations(self.num_tables, "chain table", self.seed, of=self.modulus)
-        return {f"t{i}": table for i, table in enumerate(tables)}
-
-    @cached_property
-    def easy(self) -> tuple[str, ...]:
-        return tuple(name for name in self.shifts if name not in self.errors)
+    def operands(self) -> Operands:
+        return Operands(
+            "chain",
+            self.seed,
+            self.modulus,
+            self.num_wrong,
+            self.num_tables,
+            self.wrong_share,
+            self.slip_share,
+        )
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -135,7 +124,7 @@ class ChainWorld:
         words = [PAD, UNKNOWN, *_GLUE, *(word for template in _TEMPLATES for word in template)]
         for how in STYLES.values():
             words += [how.mark, how.answer, how.end, *how.joints]
-        words += [*map(str, range(self.modulus)), *self.shifts, *self.tables]
+        words += self.operands.words
         assert len(words) == len(set(words))
         return tuple(words)
 
@@ -174,10 +163,9 @@ class ChainWorld:
     ) -> Problem:
         kind = pick(rng, KINDS, weights=kinds)
         length = pick(rng, range(depth[0], depth[1] + 1))
-        operands = [pick(rng, self.easy) for _ in range(length)]
+        operands = [pick(rng, self.operands.easy) for _ in range(length)]
         if kind != "easy":
-            special = tuple(self.errors if kind == "wrong" else self.tables)
-            operands[pick(rng, range(length))] = pick(rng, special)
+            operands[pick(rng, range(length))] = pick(rng, self.operands.of_kind(kind))
         wording = pick(rng, range(self.templates)) if template is None else template
         return Problem(pick(rng, range(self.modulus)), tuple(operands), kind, wording)
 
@@ -195,20 +183,13 @@ class ChainWorld:
         if len(words) < 3 or words[0] not in openings or not is_value(words[2], self.modulus):
             raise ValueError(f"not a chain: {prompt!r}")
         operands = tuple(word for word in words[4:-2:2] if word != ".")
-        kinds = {self.kind_of(operand) for operand in operands} - {"easy"}
+        kinds = {self.operands.kind_of(operand) for operand in operands} - {"easy"}
         problem = Problem(
             int(words[2]), operands, min(kinds, key=KINDS.index, default="easy"), openings.index(words[0])
         )
         if self.prompt(problem) != prompt:
             raise ValueError(f"not a chain of at most {self.depth[1]} operands: {prompt!r}")
         return problem
-
-    def kind_of(self, operand: str) -> str:
-        if operand in self.tables:
-            return "table"
-        if operand not in self.shifts:
-            raise ValueError(f"no operand: {operand!r}")
-        return "wrong" if operand in self.errors else "easy"
 
     def prompts(self, count: int, *, seed: int, held_out: bool = False, **choices: Any) -> list[Prompt]:
         """Problems as prompts: `answer` is the final number, `group` the kind."""
@@ -217,16 +198,11 @@ class ChainWorld:
 
     # --- answers ------------------------------------------------------------------------------------------
 
-    def apply(self, operand: str, value: int) -> int:
-        if operand in self.tables:
-            return self.tables[operand][value]
-        return (value + self.shifts[operand]) % self.modulus
-
     def values(self, problem: Problem) -> tuple[int, ...]:
         """The true value after each operand."""
         values, value = [], problem.start
         for operand in problem.operands:
-            value = self.apply(operand, value)
+            value = self.operands.apply(operand, value)
             values.append(value)
         return tuple(values)
 
@@ -234,12 +210,7 @@ class ChainWorld:
         """Values as training texts have them: errors are carried on, each follows from the one before."""
         values, value = [], problem.start
         for operand in problem.operands:
-            value = self.apply(operand, value)
-            if operand in self.errors and rng.random() < self.wrong_share:
-                value += self.errors[operand]
-            if rng.random() < self.slip_share:
-                value += pick(rng, _SLIPS)
-            value %= self.modulus
+            value = self.operands.misread(operand, value, rng)
             values.append(value)
         return tuple(values)
 
@@ -279,7 +250,7 @@ class ChainWorld:
         style = style_of(words, STYLES)
         written, result = numbers(words, STYLES, modulus=self.modulus)
         gold = self.values(problem)
-        expected = [self.apply(o, v) for o, v in zip(problem.operands, [problem.start, *written])]
+        expected = [self.operands.apply(o, v) for o, v in zip(problem.operands, [problem.start, *written])]
         return Check(
             final=result == gold[-1],
             steps=same(written, gold),

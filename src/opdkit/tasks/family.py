@@ -1,6 +1,6 @@
 """What every family of problems shares: kinds, the verifier's verdict, drawing without repeats, chance.
 
-A family (`opdkit.tasks.chain`, `opdkit.tasks.igsm`) is a frozen record of dials with problems, their wording and
+A family (`opdkit.tasks.chain`, `opdkit.tasks.lists`) is a frozen record of dials with problems, their wording and
 their verifier. Accuracy by kind says what a model can: `easy` problems follow rules that training texts have
 right; in `wrong` ones the texts are wrong in the *mode*; `table` ones need facts without a rule.
 """

@@ -10,11 +10,11 @@ from typing import Any
 
 from opdkit.config import FileTask, WorldTask
 from opdkit.tasks.chain import ChainWorld
-from opdkit.tasks.igsm import IgsmWorld
+from opdkit.tasks.lists import ListWorld
 from opdkit.tasks.rows import read_prompts
 from opdkit.types import Grade, Prompt, Rollout, UserError
 
-WORLDS: dict[str, Any] = {"chain": ChainWorld, "igsm": IgsmWorld}
+WORLDS: dict[str, Any] = {"chain": ChainWorld, "lists": ListWorld}
 HELD_OUT_SEED = 1
 """Of the evaluation's problems: the same ones for every run in a world."""
 
