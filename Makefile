@@ -30,7 +30,7 @@ demo: install
 
 ## make real          on real weights: SmolLM2 learns from a teacher that can and from one that knows the form only; resumable
 real: install smollm2
-	$(BIN)/python scripts/real.py --student $(SMOLLM2) --out runs/real
+	$(BIN)/python scripts/real.py --student $(SMOLLM2) --out runs/real --jobs $(JOBS)
 
 ## make resume        on real weights: SmolLM2 learns from a differing copy of itself, is killed, resumes, reports
 resume: install smollm2

@@ -59,8 +59,8 @@ class Browser:
     process: subprocess.Popen[bytes]
     to_browser: int
     from_browser: int
-    events: list[dict[str, Any]] = field(default_factory=list)
-    buffer: bytes = b""
+    events: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    buffer: bytes = field(default=b"", repr=False)
     last_id: int = 0
     session: str | None = None
     target: str | None = None
@@ -71,8 +71,10 @@ class Browser:
         if self.session:
             message["sessionId"] = self.session
         os.write(self.to_browser, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + TAKES_SECONDS
         while (reply := self.receive()).get("id") != self.last_id:
             self.events.append(reply)
+            assert time.monotonic() < deadline, f"no answer to {method}"
         assert "error" not in reply, reply
         result: dict[str, Any] = reply["result"]
         return result

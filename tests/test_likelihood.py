@@ -422,7 +422,6 @@ def test_untrained_tokens_contribute_nothing(objective: Likelihood) -> None:
     assert error(gradient(make_learner(), batch, objective), theirs) <= 1e-10
 
 
-@pytest.mark.xfail(strict=True, reason="push_down chooses among untrained tokens too; none is there today")
 def test_untrained_tokens_are_not_chosen_to_be_pushed_down() -> None:
     """A tool's output may be the least likely text of a step: the share and the entropies are of what trains."""
     own = said([6], [-1.0, -9.0, -2.0, -0.5, -8.0, -7.0], [3.0, 4.0, 3.0, 3.0, 5.0, 1.0])

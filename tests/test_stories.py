@@ -694,7 +694,7 @@ def test_demonstrations_of_somebody_else(shop: Path, here: Path) -> None:
         ({"task.args.wrong_shar": 0.5}, "task.args.wrong_shar is no dial of the chain world", "did you mean 'wrong_share'?"),
         ({"task.args.colour": 1}, "task.args.colour is no dial of the chain world", "it has: depth, kinds, modulus"),
         ({"task.args.seed": 1}, "task.args.seed is no dial", "it has: depth"),
-        ({"task.style": "stepz"}, "the chain world has no such problems", "task.style"),
+        ({"task.style": "stepz"}, "the chain world has no style 'stepz'", "task.style=steps"),
         ({"task.template": 3}, "the chain world has no such problems", "task.template"),
         ({"task.eval_size": 900}, "there seem to be no more than", "task.args"),
         ({"task.args.depth": 3}, "the chain world has no such problems", "task.args"),
@@ -711,7 +711,6 @@ def test_a_world_that_is_not_there(
     assert not Path("run").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="a ValueError of the world's parser, shown as a defect, exit code 1")
 def test_prompts_that_the_world_cannot_judge(shop: Path, here: Path, capfd: Any) -> None:
     """A file of demonstrations may ask anything; a story that is graded cannot."""
     write_rows(here / "other.jsonl", [{"prompt": "read hello", "response": "answer 1"}])

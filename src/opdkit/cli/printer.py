@@ -108,7 +108,8 @@ def _spoken(step: int, steps: int) -> bool:
 def _plot(config: Any) -> str:
     """What happens to the student in this story."""
     if config.story == "distill":
-        teacher = getattr(config.teacher, "model", "its own earlier copy")
+        none = "no teacher" if config.teacher is None else "its own earlier copy"
+        teacher = getattr(config.teacher, "model", none)
         return f"learns from {teacher} · objective {config.objective.preset}"
     return {
         "sft": "imitates demonstrations",

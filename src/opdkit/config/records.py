@@ -160,7 +160,8 @@ class EvalConfig(Record):
     at_ends: bool = True
     """Evaluate before the first and after the last step."""
     teacher: bool = False
-    """Examine the teacher as well, once, before the first step: what gap recovery needs."""
+    """Examine the teacher as well, once, before the first step (without its `context`): what gap recovery
+    needs."""
 
 
 class SaveConfig(Record):

@@ -81,14 +81,15 @@ def _score(rollout: Rollout) -> float:
 def push_down(batch: Batch, *, share: float = 0.2) -> Float[Tensor, " N"]:
     """F25: of the `share` of tokens with the lowest log p, A = −1/2 − (H − Hmin) / (2 (Hmax − Hmin)); else 0.
 
-    H is the entropy where the token was drawn, its extremes over the tokens chosen.
+    H is the entropy where the token was drawn, its extremes over the tokens chosen. Only trained tokens are
+    looked at; under several ranks each looks at its own.
     """
     logp, entropy = sampled_columns(batch.rollouts)
     result = torch.zeros(len(logp))
-    count = int(share * len(logp))
+    count = int(share * batch.num_trained)
     if count == 0:
         return result
-    chosen = logp.topk(count, largest=False).indices
+    chosen = torch.where(batch.trained, logp, torch.inf).topk(count, largest=False).indices
     high = entropy[chosen]
     spread = (high.max() - high.min()).clamp(min=1e-9)
     result[chosen] = -0.5 - (high - high.min()) / (2 * spread)

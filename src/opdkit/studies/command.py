@@ -55,7 +55,8 @@ def build_testbed(
     told = {"family": family, "body": body, "seed": seed, "models": [_plain(m) for m in models]}
     text = lines(models)
     if pairs:
-        results = [run_pair(workshop, pair, seed=0) for pair in PAIRS]
+        here = {*(only or names), "self"}
+        results = [run_pair(workshop, p, seed=0) for p in PAIRS if {p.student, p.teacher} <= here]
         told["pairs"] = [asdict(r) for r in results]
         text += ["", *pair_lines(results)]
     return Told(told, "\n".join(text))

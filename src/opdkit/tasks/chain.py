@@ -129,6 +129,11 @@ class ChainWorld:
         return tuple(words)
 
     @property
+    def styles(self) -> tuple[str, ...]:
+        """Names of the ways to answer."""
+        return tuple(STYLES)
+
+    @property
     def ends(self) -> tuple[str, ...]:
         """End tokens, one per style."""
         return tuple(how.end for how in STYLES.values())

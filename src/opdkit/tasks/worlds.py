@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from opdkit.config import FileTask, WorldTask
@@ -50,8 +51,12 @@ def world_prompts(cfg: WorldTask) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...
     """(training prompts, each with a demonstration; held-out prompts)."""
     if cfg.demonstrations is not None:
         own = world_prompts(cfg.model_copy(update={"demonstrations": None, "train_size": 1}))
-        return read_prompts(cfg.demonstrations, FileTask(path=cfg.demonstrations)), own[1]
+        return _shown(cfg.demonstrations, open_world(cfg)), own[1]
     world = open_world(cfg)
+    if cfg.style not in world.styles:
+        near = difflib.get_close_matches(cfg.style, world.styles, n=1, cutoff=0.5)
+        hint = f"task.style={near[0]}" if near else f"task.style={' | '.join(world.styles)}"
+        raise UserError(f"the {cfg.family} world has no style {cfg.style!r}", hint=hint)
     choices = {} if cfg.template is None else {"template": cfg.template}
     try:
         prompts = world.prompts(cfg.train_size, seed=cfg.seed, **choices)
@@ -65,3 +70,17 @@ def world_prompts(cfg: WorldTask) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...
     assert all(p.text == t["prompt"] for p, t in zip(prompts, texts, strict=True))
     train = (replace(p, response=t["response"]) for p, t in zip(prompts, texts, strict=True))
     return tuple(train), tuple(held_out)
+
+
+def _shown(path: Path, world: Any) -> tuple[Prompt, ...]:
+    """Prompts with demonstrations from a file, each a problem of the world: its verifier must know it."""
+    prompts = read_prompts(path, FileTask(path=path))
+    for prompt in prompts:
+        try:
+            world.parse(prompt.text or "")
+        except ValueError as error:
+            raise UserError(
+                f"{prompt.source} is no problem of this world: {error}",
+                hint="task.demonstrations=FILE with prompts of the world, or task.type=file",
+            ) from error
+    return prompts

@@ -63,7 +63,6 @@ class OnPolicy:
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.teacher, self.start = task, sampler, teacher, start
         self.teacher_prompt_ids = teacher_prompt_ids or {}
-        self.numbers: dict[str, float] = {}  # of its own, for the step's row
 
     def __iter__(self) -> Iterator[tuple[int, list[Rollout], list[Scores]]]:
         for step in range(self.start, self.config.steps):

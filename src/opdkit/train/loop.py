@@ -31,7 +31,7 @@ from opdkit.run.world import World
 from opdkit.tasks import load_task
 from opdkit.train.collate import collate
 from opdkit.train.evaluate import evaluate
-from opdkit.train.feed import Stoppable, early_ids
+from opdkit.train.feed import OnPolicy, Stoppable, early_ids
 from opdkit.train.learner import Update
 from opdkit.train.look import tokens_of
 from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
@@ -146,6 +146,10 @@ def _row(
         rows=stage.plan.rows,
         ks=[] if stage.teacher is None else stage.config.diagnostics.ks,
     )
+    if isinstance(stage.feed, OnPolicy):
+        return row
+    for name in ("staleness", "ungraded_fraction"):  # say nothing of what is imitated
+        row.pop(name, None)
     return row | stage.feed.numbers
 
 
@@ -256,7 +260,7 @@ def _keep_rollouts(
     if looks:
         rows = [{**row, "tokens": look} for row, look in zip(rows, looks, strict=True)]
     everyone = interleaved(stage.world.gather(rows), group=group)[:most]
-    sequences = sequences_row(update, rollouts, stage.learner)
+    sequences = sequences_row(update, rollouts, stage.learner, group=group)
     if stage.folder is not None:
         stage.folder.log_rollouts(done, everyone)
         stage.folder.log_sequences(done, sequences)

@@ -76,14 +76,19 @@ def _extremes(update: Update, learner: Learner) -> dict[str, float]:
     return {} if found is None else found.named()
 
 
-def sequences_row(update: Update, rollouts: Sequence[Rollout], learner: Learner) -> dict[str, list[Any]]:
-    """Row of sequences.jsonl: reward, score, length and truncation of every rollout of the step. A collective."""
+def sequences_row(
+    update: Update, rollouts: Sequence[Rollout], learner: Learner, *, group: int
+) -> dict[str, list[Any]]:
+    """Row of sequences.jsonl: reward, score, length and truncation of every rollout of the step.
+
+    A collective; in the order of prompts under any number of ranks.
+    """
     rewards = update.sequences["sequence_reward"].tolist()
     mine = [
         [_finite(reward), None if r.grade is None else r.grade.score, r.length, r.finish_reason == "length"]
         for reward, r in zip(rewards, rollouts, strict=True)
     ]
-    everyone = [row for part in learner.world.gather(mine) for row in part]
+    everyone = interleaved(learner.world.gather(mine), group=group)
     names = ("sequence_reward", "score", "length", "truncated")
     return {name: [row[i] for row in everyone] for i, name in enumerate(names)}
 
