@@ -168,7 +168,7 @@ def test_loading_and_reading_files_needs_no_heavy_library(tmp_path):
         "import sys; from types import SimpleNamespace as N; from pathlib import Path;"
         "from opdkit.tasks import load_task;"
         f"c = N(type='file', path=Path({str(path)!r}), eval_path=None, prompt_key='prompt',"
-        "answer_key='answer',"
+        "answer_key='answer', response_key='response',"
         "grader=N(type='none', timeout_seconds=1)); assert load_task(c).train;"
         "print([m for m in ('torch', 'transformers', 'numpy', 'pydantic', 'pyarrow') if m in sys.modules])"
     )

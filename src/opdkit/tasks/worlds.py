@@ -7,9 +7,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opdkit.config import FileTask, WorldTask
+if TYPE_CHECKING:
+    from opdkit.config import WorldTask
 from opdkit.tasks.chain import ChainWorld
 from opdkit.tasks.lists import ListWorld
 from opdkit.tasks.rows import read_prompts
@@ -74,6 +75,8 @@ def world_prompts(cfg: WorldTask) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...
 
 def _shown(path: Path, world: Any) -> tuple[Prompt, ...]:
     """Prompts with demonstrations from a file, each a problem of the world: its verifier must know it."""
+    from opdkit.config import FileTask  # pydantic: loaded only where a file is read
+
     prompts = read_prompts(path, FileTask(path=path))
     for prompt in prompts:
         try:
