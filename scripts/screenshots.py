@@ -224,28 +224,30 @@ def pictures(runs: list[Path], out: Path, names: list[str] | None) -> list[Path]
 
 def _report(browser: Browser, out: Path) -> Path:
     """From the top of the page to the end of the evidence's plots."""
-    top, bottom = _box(browser, "h1"), _box(browser, "#summary .points")
-    height = bottom["y"] - top["y"]
+    top, plots = _box(browser, "h1"), _box(browser, "#summary > .grid")
+    height = plots["y"] + plots["height"] - top["y"]
     return browser.shoot(out / "report.png", _around(top | {"height": height}, browser))
 
 
 def _rollouts(browser: Browser, out: Path) -> Path:
-    """The rollouts of the first run, with the card of the token its teacher disputes most."""
+    """The rollouts of the first run, with the card of the first token that its teacher disputes."""
+    browser.evaluate("document.querySelector('#samples').scrollIntoView()")
     browser.evaluate(
-        "document.querySelector('#samples .group:not([hidden]) .disputes a')?.closest('details').open"
-    )
-    browser.evaluate(
-        "document.querySelector('#samples').scrollIntoView();"
-        "const t = document.querySelector('.group:not([hidden]) .rollout[open] .down3, .group:not([hidden]) .t');"
-        "t.focus({preventScroll: true})"
+        "['.down3', '.down2', '.t'].map(kind => document.querySelector(`.rollout[open] .tokens ${kind}`))"
+        ".find(token => token)?.focus({preventScroll: true})"
     )
     return browser.shoot(out / "rollouts.png", _window(browser))
 
 
 def _heatmap(browser: Browser, out: Path) -> Path:
+    """Two quantities of both runs."""
     browser.evaluate("document.activeElement.blur(); document.querySelector('#position').scrollIntoView()")
     area = _box(browser, "#position")
-    return browser.shoot(out / "heatmap.png", _around(area | {"height": min(area["height"], 900)}, browser))
+    bottom = browser.evaluate(
+        "Math.max(...[...document.querySelectorAll('#position > .grid figure')].slice(0, 4)"
+        ".map(figure => figure.getBoundingClientRect().bottom)) + scrollY"
+    )
+    return browser.shoot(out / "heatmap.png", _around(area | {"height": bottom - area["y"]}, browser))
 
 
 def _overlap(browser: Browser, out: Path) -> Path:
@@ -263,7 +265,7 @@ OVERLAP = """(() => {
   place.id = 'overlap';
   place.style.cssText = 'width: 900px; padding: 12px 20px; background: var(--page)';
   document.querySelector('main').prepend(place);
-  for (const [name, title] of [['overlap_ratio', 'share of likely tokens in common'], ['loss', 'loss (nats)']]) {
+  for (const [name, title] of [['overlap_ratio', 'likely tokens shared'], ['loss', 'loss (nats)']]) {
     const source = named(name), box = document.createElement('div');
     box.className = 'plot';
     box.style.height = '230px';
@@ -275,9 +277,12 @@ OVERLAP = """(() => {
     layout.yaxis.title.text = title;
     layout.yaxis.title.font.size = 13;
     layout.xaxis.title.text = name === 'loss' ? 'step' : '';
-    delete layout.yaxis.range;
     delete layout.xaxis.range;
-    if (name === 'loss') layout.yaxis.rangemode = 'tozero';
+    layout.margin = {l: 70, r: 10, t: 34, b: 40};  // the same for both, so that the steps stand above each other
+    layout.xaxis.automargin = layout.yaxis.automargin = false;
+    layout.yaxis.autorange = false;
+    const most = Math.max(...traces.flatMap((trace) => trace.y));
+    layout.yaxis.range = name === 'loss' ? [-0.03 * most, 1.1 * most] : [0, 1];
     Plotly.newPlot(box, traces, layout, {displayModeBar: false});
   }
 })()"""

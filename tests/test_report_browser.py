@@ -253,6 +253,28 @@ def test_the_card_tells_what_both_models_would_say(browser: Browser, tmp_path: P
     browser.wait_for(f"{CARD} === ''")
 
 
+@pytest.mark.chromium
+def test_a_card_of_hostile_tokens_is_text(browser: Browser, tmp_path: Path) -> None:
+    """Every card of every hostile run holds the elements of a harmless one, and its text letter by letter."""
+    visit = """[...document.querySelectorAll('.tokens .t')].map((token) => {
+        token.focus();
+        const card = document.querySelector('#card');
+        return [[...card.querySelectorAll('*')].map((e) => e.tagName).join(' '), card.textContent];
+    })"""
+    shapes: list[set[str]] = []
+    for kind, payloads in (("harmless", ["words", "others"]), ("hostile", PAYLOADS)):
+        browser.open(write_report([hostile_run(tmp_path / kind, payload) for payload in payloads]))
+        cards = browser.evaluate(visit)
+        assert len(cards) == 2 * len(payloads)
+        shapes.append({shape for shape, _ in cards})
+        if kind == "hostile":
+            told = "".join(said for _, said in cards)
+            assert "<img␣src=x␣onerror='window.hit␣=␣1'>" in told and "&lt;script&gt;" in told
+    assert shapes[1] <= shapes[0]
+    assert browser.evaluate("window.hit") is None
+    assert browser.complaints() == []
+
+
 def point_at(browser: Browser, selector: str) -> None:
     box = browser.evaluate(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}

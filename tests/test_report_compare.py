@@ -223,6 +223,7 @@ def test_a_line_needs_numbers_of_both(tmp_path: Path) -> None:
     )
     names = [line.name for line in points(runs)]
     assert "overlap_ratio" not in names and "|Eq. 7|" not in names and "grad_norm" in names
+    assert re.match(r"A: The loss fell .* B: The loss fell", compare.verdict(runs).sentence)
     page = write_report([tmp_path / "a", tmp_path / "b"]).read_text(encoding="utf-8")
     assert "What came of it" in page
 
@@ -295,6 +296,7 @@ def test_no_story_complains_about_what_it_cannot_have(tmp_path: Path) -> None:
         ("grpo", "accuracy", (0.5, 0.51), "Scores hardly move"),
         ("grpo", "accuracy", (0.5, 0.3), "Scores fall"),
         ("push_down", "entropy_student", (1.0, 0.99), "Hardly sharpened"),
+        ("push_down", "entropy_student", (1.0, 0.75), "Sharpened a little"),
         ("grpo", "loss", (1.0, 0.1), "Too short to read"),
         ("unheard", "loss", (1.0, 0.1), "Loss falls"),
     ],
@@ -335,7 +337,7 @@ def test_a_folder_of_this_machine_is_told_by_its_end(tmp_path: Path) -> None:
     for folder in folders:
         (folder / "config.toml").write_text(f'student.model = "/srv/models/{folder.name}"\n')
     assert tables.differences(both(*folders)).rows == [["student.model", "…/a", "…/b"]]
-    assert stories.introduction(both(*folders)[0]).startswith("a learned from")
+    assert stories.introduction(both(*folders)[0]).startswith("“a” learned from")
     assert "/srv/models/a" in write_report(folders).read_text(encoding="utf-8")  # whole, under the settings
 
 

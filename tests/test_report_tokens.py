@@ -120,6 +120,12 @@ def test_candidates_of_both_models_are_told_once_the_likeliest_first() -> None:
     assert token.candidates[0].student == pytest.approx(math.exp(-0.1))
 
 
+def test_a_candidate_that_neither_model_means_is_left_out() -> None:
+    top = [["a", -0.1, -0.1], ["b", -9.3, -0.5], ["c", -9.3, -9.3]]
+    (token,) = tokens_of(row_of(["a"], "a", [-0.1], [-0.1], student_top=[top]))
+    assert [c.text for c in token.candidates] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     "tokens",
     [

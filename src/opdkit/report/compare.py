@@ -69,6 +69,7 @@ _DID = {
     "Scores fall": "lowered its scores",
     "Scores hardly move": "hardly moved its scores",
     "Sharpened": "sharpened, as a control does",
+    "Sharpened a little": "sharpened a little, as a control does",
     "Hardly sharpened": "hardly changed",
     "Unclear": "is unclear: neither a clear alignment nor a clear stagnation",
     "Too short to read": "is too short to read",
@@ -87,7 +88,7 @@ def _evidence(runs: Sequence[Run]) -> str:
     """The falls of loss and |Eq. 7| of either run: "A’s loss fell 18-fold and its |Eq. 7| 25-fold; …"."""
     told = [_falls(run) for run in runs]
     if not all(told):
-        return " ".join(progress(run).sentence for run in runs)
+        return " ".join(f"{said(run.name)}: {progress(run).sentence}" for run in runs)
     why = (
         " These two falls, not the size of the loss, separate success from failure."
         if _told_apart(runs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from opdkit.report.notes import facts, text
 from opdkit.report.read import Row, Run
-from opdkit.report.text import number, percent, shown
+from opdkit.report.text import NBSP, number, percent, shown
 from opdkit.report.tokens import Token, disputed, favourite, tokens_of
 
 SHOWN_FACTS = ("group", "length", "sequence_reward")  # verdict and finish are told by the marks
@@ -174,12 +174,12 @@ def probability_of(logp: float | None) -> str:
 
 def probability(value: float) -> str:
     """
-    >>> probability(0.5), probability(0.00031), probability(0.0)
-    ('50.0\\xa0%', '0.0310\\xa0%', '0.0\\xa0%')
+    >>> probability(0.5), probability(0.00031), probability(0.000031), probability(0.0)
+    ('50.0\\xa0%', '0.03\\xa0%', '<\\xa00.01\\xa0%', '0.0\\xa0%')
     """
-    if 0 < value < 0.0005:
-        return f"{shown(100 * value)}\u00a0%"
-    return percent(value)
+    if 0 < value < 0.00005:
+        return f"<{NBSP}0.01{NBSP}%"
+    return f"{100 * value:.2f}{NBSP}%" if 0 < value < 0.001 else percent(value)
 
 
 def _round(value: float | None) -> float | None:

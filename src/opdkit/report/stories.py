@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 
-from opdkit.report.change import change, response_tokens, responses_per_step
+from opdkit.report.change import HARDLY, STILL_FOLD, change, response_tokens, responses_per_step
 from opdkit.report.read import Run
 from opdkit.report.text import number, percent, shown
 from opdkit.report.words import FEWEST_STEPS, Verdict, alignment, read_first, told
@@ -81,12 +81,12 @@ def _model(name: object) -> str:
     """A hub's name as it is, a folder of this machine by its end; the whole path is under the settings.
 
     >>> _model("Qwen/Qwen3-1.7B"), _model("/data/models/tiny"), _model("/runs/a/checkpoints/step_4/model")
-    ('Qwen/Qwen3-1.7B', 'tiny', 'step_4/model')
+    ('Qwen/Qwen3-1.7B', '“tiny”', '“step_4/model”')
     """
     path = PurePath(str(name))
     if not path.is_absolute():
         return str(name)
-    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
+    return f"“{path.parent.name}/{path.name}”" if path.name == "model" else f"“{path.name}”"
 
 
 def _teacher(run: Run) -> str:
@@ -157,7 +157,14 @@ def _sharpens(run: Run) -> Verdict:
     it = change(run, "entropy_student")
     if it is None or it.count < FEWEST_STEPS:
         return _too_short("entropy_student", run)
-    title = "Sharpened" if it.last < it.first and not it.still else "Hardly sharpened"
+    fold = it.fold or 1.0
+    title = (
+        "Sharpened"
+        if fold >= STILL_FOLD
+        else "Sharpened a little"
+        if fold > 1 + HARDLY
+        else "Hardly sharpened"
+    )
     why = "what accuracy does meanwhile, no teacher taught."
     return Verdict(title, f"{told('entropy_student', it)}: {why}", "plain")
 

@@ -89,6 +89,8 @@ def _columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     others = dict.fromkeys(
         key for row in run.evals for key in row if key not in _TOLD and number(row[key]) is not None
     )
+    if all(row.get("avg_of_finished") == row.get("avg_at_k") for row in run.evals):
+        others.pop("avg_of_finished", None)  # everything finished: the same number once more
     return [
         ("step", lambda row: str(row["step"])),
         ("avg_at_k", lambda row: percent(number(row.get("avg_at_k")))),

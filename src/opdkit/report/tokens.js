@@ -9,8 +9,8 @@
 
   const percents = (p) => {
     if (p === null) return "–";
-    const digits = p > 0 && p < 0.0005 ? { maximumSignificantDigits: 2 } : { minimumFractionDigits: 1, maximumFractionDigits: 1 };
-    return `${(100 * p).toLocaleString("en", digits)} %`;
+    if (p > 0 && p < 0.00005) return "< 0.01 %";
+    return `${(100 * p).toFixed(p > 0 && p < 0.001 ? 2 : 1)} %`;
   };
   const seen = (text) => text === "" ? "(no text)"
     : text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥");

@@ -15,6 +15,7 @@ from opdkit.report.text import number
 
 # A factor is what a person can picture: a quarter more, twice, ten times the probability.
 LEVELS = (math.log(1.25), math.log(2), math.log(10))
+NEGLIGIBLE = 1e-4  # a candidate that neither model gives more is no candidate
 LEAST = -99.0  # nats; a log-prob below it is as good as −∞, and a sum of two stays a number
 FURTHEST = 8  # characters a token's text is looked for ahead, where a split character put the two out of step
 DISPUTED = 5  # tokens listed under a rollout
@@ -114,7 +115,7 @@ def _candidates(*tops: Any) -> list[Candidate]:
     found: dict[tuple[str, float, float], Candidate] = {}
     for entry in (entry for top in tops for entry in _list(top)):
         candidate = _candidate(entry)
-        if candidate:
+        if candidate and max(candidate.student, candidate.teacher) >= NEGLIGIBLE:
             key = (candidate.text, round(candidate.student, 3), round(candidate.teacher, 3))
             found.setdefault(key, candidate)
     return sorted(found.values(), key=lambda c: -max(c.student, c.teacher))
