@@ -34,7 +34,7 @@ def scores(task: Task, *texts: str) -> list[float | None]:
 
 
 def child_pid(task: Task) -> int:
-    return task._worker._child.process.pid
+    return task._grading.worker._child.process.pid
 
 
 def gone(pid: int, *, within_seconds: float) -> bool:
