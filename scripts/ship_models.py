@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from opdkit.studies.demo import SHIPPED, SHIPPED_MODELS
-from opdkit.studies.progress import Quiet
 from opdkit.studies.recipes import family
 from opdkit.studies.testbed import Workshop
+from opdkit.train import Silent
 
 CACHE = Path(".cache/testbed")
 
@@ -19,7 +19,7 @@ CACHE = Path(".cache/testbed")
 def main() -> None:
     only = [word for name in SHIPPED_MODELS for word in ("--only", name)]
     subprocess.run([sys.executable, "-m", "opdkit", "study", "build", "testbed", *only], check=True)
-    workshop = Workshop(family("chain"), CACHE / "chain-qwen3-0", talk=lambda _: Quiet())
+    workshop = Workshop(family("chain"), CACHE / "chain-qwen3-0", talk=lambda _: Silent())
     for name in SHIPPED_MODELS:
         made = workshop.make(name)
         shutil.rmtree(SHIPPED / name, ignore_errors=True)

@@ -53,12 +53,15 @@ def means(measures: Measures) -> dict[str, float]:
     return tally(measures).means()
 
 
-def same(left: Measures, right: Measures, **tolerance: Any) -> None:
-    assert left.keys() == right.keys()
-    for name in left:
-        torch.testing.assert_close(
-            left[name], right[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance
-        )
+def differing(left: Measures, right: Measures, **tolerance: Any) -> list[str]:
+    """What torch.testing has against two sets of measures, by name; [] if they are the same."""
+    found = [f"{name}: on one side only" for name in left.keys() ^ right.keys()]
+    for name in left.keys() & right.keys():
+        try:
+            torch.testing.assert_close(left[name], right[name], **tolerance)
+        except AssertionError as error:
+            found.append(f"{name}: {error}")
+    return found
 
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(0, 10_000))
@@ -279,7 +282,12 @@ def test_a_constant_added_to_logits_changes_nothing(
 ) -> None:
     student, teacher = rows(*shape)
     shifted = RowDist(student.logits + constant, sampled_ids=student.sampled_ids)
-    same(measure(student, teacher, k=k, ks=KS), measure(shifted, teacher, k=k, ks=KS), rtol=1e-6, atol=1e-9)
+    assert (
+        differing(
+            measure(student, teacher, k=k, ks=KS), measure(shifted, teacher, k=k, ks=KS), rtol=1e-6, atol=1e-9
+        )
+        == []
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -292,7 +300,10 @@ def test_a_permutation_of_the_vocabulary_changes_nothing(
     assert student.sampled_ids is not None
     sampled = order.argsort()[student.sampled_ids]
     moved = [RowDist(dist.logits[:, order], sampled_ids=sampled) for dist in (student, teacher)]
-    same(measure(student, teacher, k=k, ks=KS), measure(*moved, k=k, ks=KS), rtol=1e-9, atol=1e-12)
+    assert (
+        differing(measure(student, teacher, k=k, ks=KS), measure(*moved, k=k, ks=KS), rtol=1e-9, atol=1e-12)
+        == []
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -327,7 +338,7 @@ def test_pieces_make_the_whole(shape: tuple[int, int, int], k: int, size: int) -
     student, teacher = rows(*shape)
     index = torch.arange(shape[0]).split(size)
     pieces = [measure(student.rows(part), teacher.rows(part), k=k, ks=KS) for part in index]
-    same(concatenate(pieces), measure(student, teacher, k=k, ks=KS), rtol=1e-9, atol=1e-12)
+    assert differing(concatenate(pieces), measure(student, teacher, k=k, ks=KS), rtol=1e-9, atol=1e-12) == []
 
 
 def test_what_one_piece_could_not_measure_counts_nothing_there() -> None:
@@ -381,7 +392,7 @@ def test_half_precision_is_widened() -> None:
     student, teacher = rows(4, 16, 6)
     halves = [dist.logits.bfloat16() for dist in (student, teacher)]
     wide = measure(*(RowDist(z.float()) for z in halves), k=4, ks=[1])
-    same(measure(*(RowDist(z) for z in halves), k=4, ks=[1]), wide, rtol=0, atol=0)
+    assert differing(measure(*(RowDist(z) for z in halves), k=4, ks=[1]), wide, rtol=0, atol=0) == []
 
 
 # ------------------------------------------------------------------ what a teacher sent
@@ -456,7 +467,7 @@ def test_a_stored_teacher_says_the_same_as_far_as_it_goes(
     partial = measure(student, stored(teacher, at_ids=ids, k=k, entropy=entropy), k=3, ks=KS)
     whole = measure(student, teacher, k=3, ks=KS)
     assert partial.keys() == expected
-    same(partial, {name: whole[name] for name in partial}, rtol=1e-9, atol=1e-12)
+    assert differing(partial, {name: whole[name] for name in partial}, rtol=1e-9, atol=1e-12) == []
 
 
 def test_stored_ids_and_numbers_may_be_narrow() -> None:

@@ -107,7 +107,7 @@ def test_public_names_are_the_exported_ones(name: str) -> None:
     assert all(hasattr(module, public) for public in exported)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda p: p.name)
 def test_every_config_loads(path: Path) -> None:
     from opdkit.config import dump_toml, load_config
 

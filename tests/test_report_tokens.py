@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from opdkit.diagnostics import auroc
 from opdkit.report import read, samples, sequences, write_report
 from opdkit.report.maps import by_position
 from opdkit.report.tokens import disputed, favourite, gaps_between, tokens_of
@@ -25,6 +27,8 @@ def test_auroc_counts_pairs_and_halves_ties() -> None:
         wrong = [float(draw.randint(0, 4)) for _ in range(draw.randint(1, 9))]
         pairs = [0.5 if r == w else float(r > w) for r, w in product(right, wrong)]
         assert sequences.auroc(right, wrong) == pytest.approx(sum(pairs) / len(pairs))
+        scores, positive = torch.tensor([*right, *wrong]), torch.arange(len(right) + len(wrong)) < len(right)
+        assert sequences.auroc(right, wrong) == pytest.approx(auroc(scores, positive))
     assert sequences.auroc([], [1.0]) is None
 
 

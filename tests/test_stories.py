@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+import killing
 from commands import Said, build_shop, findings, metrics, opd, write_rows
 from killing import compare, files, newest
 from models import IM_END, tiny_tokenizer
@@ -33,24 +34,12 @@ STEPS, ROUND = 8, 4
 STOPS = [IM_END, *range(40, 160)]  # so that many responses of a random model end
 TEXT = "[a-z]()"  # a response is right if it holds a lower-case letter
 SETTINGS: dict[str, Any] = {
+    **killing.SETTINGS,
     "steps": STEPS,
-    "prompts_per_step": 4,
-    "seed": 5,
-    "device": "cpu",
-    "threads": 1,
-    "sampling.responses": 2,
     "sampling.max_tokens": 6,
     "sampling.stop_ids": STOPS,
-    "optim.lr": 1e-2,
-    "optim.warmup_steps": 2,
     "learner.batch_tokens": 60,
     "diagnostics.positions": 6,
-    "diagnostics.k": 4,
-    "diagnostics.bins": 2,
-    "eval.every": 4,
-    "eval.responses": 2,
-    "save.every": 3,
-    "save.rollouts_every": 1,
     "save.rollouts": 8,
     "improve.prompts": 10,
     "improve.every": ROUND,

@@ -14,10 +14,10 @@ from opdkit.config import Config, dump_toml, load_config
 from opdkit.models.load import open_model
 from opdkit.studies.bodies import Body, write_body
 from opdkit.studies.demo import ARMS, SHIPPED, SHIPPED_MODELS, arm_config, demo_models
-from opdkit.studies.progress import Quiet
 from opdkit.studies.recipes import PAIRS, Family, Recipe, family
 from opdkit.studies.testbed import Workshop, finish
 from opdkit.tasks.chain import ChainWorld
+from opdkit.train import Silent
 from opdkit.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def small_family() -> Family:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(small_family(), tmp_path_factory.mktemp("testbed"), talk=lambda _: Quiet(), problems=20)
+    return Workshop(small_family(), tmp_path_factory.mktemp("testbed"), talk=lambda _: Silent(), problems=20)
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -110,20 +110,20 @@ def test_another_run_in_the_same_place_is_refused(workshop: Workshop, tmp_path: 
     student = str(workshop.make("student").path)
     settings = dict(workshop.family.distill) | {"teacher": {"type": "self"}}
     config = workshop.config(settings, student=student, run=str(tmp_path / "run"))
-    assert finish(config, talk=Quiet()) == config.run
+    assert finish(config, talk=Silent()) == config.run
     before = (config.run / "metrics.jsonl").read_bytes()
-    finish(config, talk=Quiet())  # is done: left alone
+    finish(config, talk=Silent())  # is done: left alone
     assert (config.run / "metrics.jsonl").read_bytes() == before
     changed = workshop.config(settings, student=student, run=str(tmp_path / "run"), seed=5)
     with pytest.raises(UserError, match="is another run"):
-        finish(changed, talk=Quiet())
+        finish(changed, talk=Silent())
 
 
 # --- what is shipped ----------------------------------------------------------------------------------------
 
 
 def shipped_workshop(tmp_path: Path) -> Workshop:
-    return Workshop(family("chain"), tmp_path, talk=lambda _: Quiet())
+    return Workshop(family("chain"), tmp_path, talk=lambda _: Silent())
 
 
 def test_shipped_models_are_what_their_recipes_make(tmp_path: Path) -> None:

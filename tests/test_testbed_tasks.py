@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from opdkit.tasks import chain, lists
 from opdkit.tasks.chain import ChainWorld
-from opdkit.tasks.chain_tokenizer import word_tokenizer
 from opdkit.tasks.family import KINDS, stream
 from opdkit.tasks.lists import ListWorld
+from opdkit.tasks.word_tokenizer import word_tokenizer
 
 WORLDS: dict[str, Any] = {"chain": ChainWorld(seed=3), "lists": ListWorld(seed=3)}
 MODULES: dict[str, Any] = {"chain": chain, "lists": lists}
@@ -120,7 +120,7 @@ def test_an_error_that_is_carried_on_is_found_once(seed: int) -> None:
     world = ChainWorld(slip_share=0.0)
     rng = stream("noise", seed)
     for problem in world.problems(5, seed=seed, kinds=(0, 1, 0)):
-        values = world.noisy_values(problem, rng)
+        values = world.noisy_results(problem, rng)
         check = world.check(problem, written("chain", problem, values, "steps"))
         at = next(i for i, operand in enumerate(problem.operands) if operand in world.operands.errors)
         made = not check.final

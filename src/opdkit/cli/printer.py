@@ -26,8 +26,7 @@ class Printer:
     def __init__(self, *, quiet: bool = False):
         self.quiet = quiet
         self.last: dict[str, Any] = {"metrics": None, "eval": None}
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: Any = None  # a train.bar.Bar from the first step on: till then nothing heavy is loaded
         self._headed = False
 
     def __enter__(self) -> Self:
@@ -49,7 +48,11 @@ class Printer:
         self.last["metrics"] = row
         if self.quiet:
             return
-        self._advance(int(row["step"]), steps)
+        if self._bar is None:
+            from opdkit.train.bar import Bar
+
+            self._bar = Bar("step")
+        self._bar.advance(int(row["step"]), steps)
         if not self._headed:
             self._print("  step  " + "  ".join(self._wide(heading, form) for _, heading, form in COLUMNS))
             self._headed = True
@@ -64,27 +67,9 @@ class Printer:
         if not self.quiet:
             self._print(f"eval after step {row['step']}: " + "; ".join(evaluation_lines(row)))
 
-    def _advance(self, step: int, steps: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("step"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("steps", total=steps)
-        self._bar.update(self._task, completed=step)
-
     def _print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.say(text)
         else:
             print(text, file=sys.stderr, flush=True)
 

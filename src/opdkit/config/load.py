@@ -148,6 +148,11 @@ def _all_fields(union: str) -> set[str]:
     return {name for r in _records_in(Config.model_fields[union].annotation) for name in r.model_fields}
 
 
+def _tags(union: str) -> set[str]:
+    """The `type`s of a tagged union."""
+    return {r.model_fields["type"].default for r in _records_in(Config.model_fields[union].annotation)}
+
+
 def _fields_at(where: Sequence[str]) -> list[str]:
     """Field names of the record that a pydantic location leads to; union tags in it pick the member."""
     record: type[BaseModel] = Config
@@ -170,14 +175,11 @@ def _records_in(annotation: Any) -> list[type[BaseModel]]:
     return [record for arg in typing.get_args(annotation) for record in _records_in(arg)]
 
 
-TAGS = ("local", "self", "file", "gym", "testbed")
-
-
 def _without_tags(where: Sequence[str]) -> list[str]:
     """Drops union tags: ("teacher", "local", "modle") → teacher.modle."""
     kept: list[str] = []
     for i, part in enumerate(where):
-        is_tag = i > 0 and where[i - 1] in ("teacher", "task") and part in TAGS
+        is_tag = i > 0 and where[i - 1] in ("teacher", "task") and part in _tags(where[i - 1])
         if not is_tag:
             kept.append(part)
     return kept

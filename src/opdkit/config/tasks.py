@@ -100,10 +100,5 @@ class WorldTask(_Templated):
     """Which training problems."""
 
 
-Task = Annotated[
-    FileTask | GymTask | WorldTask,
-    Field(discriminator="type"),
-    tagged("file"),
-    named("path", type="file"),
-]
 TaskConfig = FileTask | GymTask | WorldTask
+Task = Annotated[TaskConfig, Field(discriminator="type"), tagged("file"), named("path", type="file")]

@@ -168,10 +168,8 @@ class Student(nn.Module):
     def _note_alone(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist) -> None:
         rows = micro.measured[part].nonzero()[:, 0]
         if len(rows):
-            here = rows + part.start
-            notes.measures.append(
-                measure_alone(student.rows(rows)) | _mismatch(student.rows(rows), micro, here)
-            )
+            here, measured = rows + part.start, student.rows(rows)
+            notes.measures.append(measure_alone(measured) | _mismatch(measured, micro, here))
             notes.measured_index.append(micro.index[here])
 
     @torch.no_grad()

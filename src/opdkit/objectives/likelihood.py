@@ -31,7 +31,6 @@ class Likelihood:
 
     weigh: Callable[[Batch], Float[Tensor, " N"]]
     student_needs: Needs = field(default_factory=lambda: Needs(sampled=True))
-    teacher_needs: Needs = field(default_factory=Needs)
 
     def prepare(self, batch: Batch) -> Signal:
         """One weight per packed response position; 0 where the token is not trained on."""

@@ -43,6 +43,8 @@ def ends(run: Run) -> list[Sorted]:
 def auroc(right: Sequence[float], wrong: Sequence[float]) -> float | None:
     """Chance that a right response is rewarded more than a wrong one, a tie counting half; None without both.
 
+    The number of `opdkit.diagnostics.auroc` (a test holds them together), without loading torch to draw a page.
+
     Mann–Whitney: (sum of the right ones' ranks − least possible) ÷ pairs, tied values sharing their mean rank.
 
     >>> auroc([2.0, 3.0], [1.0, 2.0])

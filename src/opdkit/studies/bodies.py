@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from opdkit.tasks.chain_tokenizer import word_tokenizer
+from opdkit.tasks.word_tokenizer import word_tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ def _config(body: Body, tokenizer: Any) -> Any:
     )
 
 
-def rounded_copy(source: Path, folder: Path) -> None:
-    """The same model in bfloat16: half the bytes, and what is shipped is what is studied."""
+def rounded_copy(source: Path, folder: Path) -> int:
+    """The same model in bfloat16: half the bytes, and what is shipped is what is studied. How many parameters."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return model.num_parameters()

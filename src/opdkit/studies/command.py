@@ -11,11 +11,11 @@ from typing import Any
 from opdkit.config import Config
 from opdkit.studies.demo import run_demo
 from opdkit.studies.pairs import pair_lines, run_pair
-from opdkit.studies.progress import Quiet, StoryBar
+from opdkit.studies.progress import StoryBar
 from opdkit.studies.recipes import BODIES, FAMILIES, PAIRS, Family, family
 from opdkit.studies.tell import demo_data, demo_lines
 from opdkit.studies.testbed import Made, Workshop, lines
-from opdkit.train import Talk
+from opdkit.train import Silent, Talk
 from opdkit.types import UserError
 
 
@@ -31,7 +31,7 @@ def demo(*, out: Path, seed: int, base: int, cache: Path, quiet: bool) -> Told:
     """Two pairs and a control, told. What is in `out` already is read, and gone on with."""
 
     def talk(config: Config, title: str) -> Talk:
-        return Quiet() if quiet else StoryBar(config, title=title)
+        return Silent() if quiet else StoryBar(config, title=title)
 
     outcomes, page = run_demo(out, seed=seed, base=base, cache=cache, talk=talk)
     data = demo_data(outcomes, page, seed=seed, base=base)
@@ -48,7 +48,7 @@ def build_testbed(
         known(name, names, what="model", option="--only")
 
     def talk(config: Config) -> Talk:
-        return Quiet() if quiet else StoryBar(config)
+        return Silent() if quiet else StoryBar(config)
 
     workshop = Workshop(made_of, out / f"{family}-{body}-{seed}", talk=talk)
     models = [workshop.make(name) for name in only or names]

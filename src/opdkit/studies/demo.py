@@ -1,6 +1,6 @@
 """`opd demo`: one student, one budget, two teachers. One pair works, one scores higher and does not; and why.
 
-The models of world 0 are shipped, small safetensors that `opd study build testbed --ship` made; another
+The models of world 0 are shipped, small safetensors that scripts/ship_models.py made; another
 `base` is taught on the spot. Everything after that is what `opd train` and `opd report` do.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 from opdkit.diagnostics import gap_recovery
 from opdkit.run.folder import RunFolder
 from opdkit.studies.recipes import Pair
-from opdkit.studies.testbed import READINGS, Workshop, finish
+from opdkit.studies.testbed import READINGS, Workshop, finish, table
 
 WATCHED = ("overlap_ratio", "overlap_mass_student", "overlap_mass_teacher", "overlap_advantage", "entropy_gap",
            "reverse_kl", "loss", "grad_norm")  # fmt: skip
@@ -102,7 +102,7 @@ def pair_lines(results: Sequence[Result]) -> list[str]:
             for n in ("overlap_ratio", "overlap_advantage", "entropy_gap", "loss")
         ]
         rows.append([r.name, *scores, "–" if share is None else f"{share:.0%}", *ends, f"{r.seconds:.0f}"])
-    return [" | ".join(["", *row, ""]).strip() for row in [head, ["---"] * len(head), *rows]]
+    return table(head, rows)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -128,21 +128,31 @@ def _scores(working: Outcome, failing: Outcome) -> str:
 
 def _why(o: Outcome) -> str:
     overlap, loss, advantage = (o.watched[n] for n in ("overlap_ratio", "loss", "overlap_advantage"))
-    moved = "rose" if overlap[1] - overlap[0] >= ROSE else "hardly moved"
+    rose = overlap[1] - overlap[0] >= ROSE
+    agrees = "agrees more and more" if rose else "hardly agrees more than before"
     return (
-        f"The pair that works agrees more and more on the tokens the student would say: overlap {moved} "
-        f"({overlap[0]:.3f} → {overlap[1]:.3f}), the shared tokens hold {o.watched['overlap_mass_student'][1]:.1%} of the "
+        f"The pair that works {agrees} on the tokens the student would say: overlap "
+        f"{overlap[0]:.3f} → {overlap[1]:.3f}, the shared tokens hold {o.watched['overlap_mass_student'][1]:.1%} of the "
         f"student's mass, on them the difference |Eq. 7| fell {_fold(advantage)} and the loss {_fold(loss)}, "
         f"the entropy gap {_fold(o.watched['entropy_gap'])}."
     )
 
 
 def _why_not(o: Outcome) -> str:
+    """What the teacher is better at is read off the kinds of problem."""
+    assert o.teacher is not None
     overlap, loss, advantage = (o.watched[n] for n in ("overlap_ratio", "loss", "overlap_advantage"))
+    teacher, before = o.teacher.kinds, o.before.kinds
+    kind = max(teacher, key=lambda k: teacher[k] - before[k])
     return (
-        f"The other teacher thinks in another way at the states the student visits: overlap "
-        f"{overlap[0]:.3f} → {overlap[1]:.3f}, |Eq. 7| changed {_fold(advantage)}, the loss {_fold(loss)}. What it knows "
-        "better are facts, tokens outside the student's top 16: its own states do not carry them."
+        f"With the other teacher overlap is {overlap[0]:.3f} → {overlap[1]:.3f}, |Eq. 7| changed {_fold(advantage)}, "
+        f"the loss {_fold(loss)}. What this teacher does better are problems of kind “{kind}” ({teacher[kind]:.2f} "
+        f"against {before[kind]:.2f}); the student went {before[kind]:.2f} → {o.after.kinds[kind]:.2f} on them: "
+        + (
+            "its own states do not carry that."
+            if o.after.kinds[kind] - before[kind] < 0.1
+            else "it took some of that over."
+        )
     )
 
 
@@ -151,7 +161,7 @@ def _calm(working: Outcome, failing: Outcome) -> str:
     calm = f["loss"][0] <= 1.5 * w["loss"][0] and f["grad_norm"][0] <= 2 * w["grad_norm"][0]
     told = (
         f"first loss {f['loss'][0]:.3f} against {w['loss'][0]:.3f}, gradient norm {f['grad_norm'][0]:.2f} "
-        f"against {w['grad_norm'][0]:.2f}, no spike, mass on shared tokens {f['overlap_mass_student'][1]:.1%}"
+        f"against {w['grad_norm'][0]:.2f}, mass on shared tokens {f['overlap_mass_student'][1]:.1%}"
     )
     if calm:
         return f"The failing run looks calm ({told}): nothing but the missing fall gives it away."

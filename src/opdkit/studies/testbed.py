@@ -65,10 +65,9 @@ class Workshop:
         parents = {parent: self.make(parent) for parent in recipe.needs}
         began = time.perf_counter()
         run = self._train(recipe, key, parents)
-        rounded_copy(run / "checkpoints" / f"step_{recipe.settings['steps']}" / "model", place)
+        parameters = rounded_copy(run / "checkpoints" / f"step_{recipe.settings['steps']}" / "model", place)
         seconds = time.perf_counter() - began
         scores = {reading: self.score(place, dials) for reading, dials in READINGS.items()}
-        parameters = open_model(_ref(place), device=pick_device("cpu")).model.num_parameters()
         made = {"name": name, "key": key, "seconds": seconds, "parameters": parameters, "scores": scores}
         (place / "made.json").write_text(json.dumps(made, indent=1) + "\n")
         return _read(place)
@@ -165,14 +164,22 @@ def finish(config: Config, *, talk: Talk) -> Path:
     return config.run
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table.
+
+    >>> table(["a", "b"], [["1", "2"]])
+    ['| a | b |', '| --- | --- |', '| 1 | 2 |']
+    """
+    return [" | ".join(["", *row, ""]).strip() for row in [head, ["---"] * len(head), *rows]]
+
+
 def lines(made: Sequence[Made]) -> list[str]:
-    """The table of cost and scores, as Markdown."""
-    head = ["model", "parameters", "seconds", *READINGS]
+    """The table of cost and scores."""
     rows = [
         [m.name, f"{m.parameters:,}", f"{m.seconds:.0f}", *(_cell(m.scores[r]) for r in READINGS)]
         for m in made
     ]
-    return [" | ".join(["", *row, ""]).strip() for row in [head, ["---"] * len(head), *rows]]
+    return table(["model", "parameters", "seconds", *READINGS], rows)
 
 
 def _cell(score: Mapping[str, Any]) -> str:
@@ -182,10 +189,6 @@ def _cell(score: Mapping[str, Any]) -> str:
 
 def _read(place: Path) -> Made:
     return Made(path=place, **json.loads((place / "made.json").read_text()))
-
-
-def _ref(place: Path) -> Any:
-    return build({"student": str(place), "task": "-"}, origin="testbed").student
 
 
 def _content(world: Any) -> str:

@@ -1,7 +1,6 @@
-"""What every family of problems shares: kinds, the verifier's verdict, drawing without repeats, chance.
+"""What the families of problems are made of: kinds, styles, the verifier's verdict, drawing without repeats, chance.
 
-A family (`opdkit.tasks.chain`, `opdkit.tasks.lists`) is a frozen record of dials with problems, their wording and
-their verifier. Accuracy by kind says what a model can: `easy` problems follow rules that training texts have
+Accuracy by kind says what a model can: `easy` problems follow rules that training texts have
 right; in `wrong` ones the texts are wrong in the *mode*; `table` ones need facts without a rule.
 """
 
@@ -11,9 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-
-from opdkit.types import Prompt
+from typing import Literal, TypeVar
 
 KINDS = ("easy", "wrong", "table")
 PAD, UNKNOWN = "<pad>", "<unk>"
@@ -22,22 +19,19 @@ MAX_TRIES = 2000  # draws in a row without a new problem, before a world counts 
 T = TypeVar("T")
 
 
-class Style(Protocol):
-    """How an answer is written: its first word, the word before the result, its end token."""
+@dataclass(frozen=True)
+class Style:
+    """How an answer is written: its first word, the word before the result, its end token, its procedure.
 
-    @property
-    def mark(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-    @property
-    def end(self) -> str: ...
+    `plain`, values one after another · `echo`, the operand itself before its value · `plan`, all operands before
+    the first value · `asked`, only the item asked for.
+    """
 
-
-class World(Protocol):
-    """A family of problems, as `as_prompts` needs it."""
-
-    def prompt(self, problem: Any) -> str: ...
-    def values(self, problem: Any) -> tuple[int, ...]: ...
+    mark: str
+    answer: str
+    end: str
+    joints: tuple[str, ...] = ()  # words before a value, from the most frequent to the rarest
+    procedure: Literal["plain", "echo", "plan", "asked"] = "plain"
 
 
 # --- problems -----------------------------------------------------------------------------------------------
@@ -63,19 +57,6 @@ def distinct(
 def is_held_out(asked: str) -> bool:
     """By what is asked, not by how: the same problem in another wording is on the same side."""
     return _digest("held out", asked)[0] % HELD_OUT_SHARE == 0
-
-
-def as_prompts(world: World, problems: Sequence[Any], *, name: str) -> list[Prompt]:
-    return [
-        Prompt(
-            id=f"{name}-{i}",
-            text=world.prompt(problem),
-            answer=str(world.values(problem)[-1]),
-            group=problem.kind,
-            source=f"{name}:{i}",
-        )
-        for i, problem in enumerate(problems)
-    ]
 
 
 def permutations(count: int, *key: object, of: int) -> list[tuple[int, ...]]:

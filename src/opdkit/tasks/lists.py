@@ -20,38 +20,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import ClassVar
 
-from opdkit.tasks.family import (
-    KINDS,
-    PAD,
-    UNKNOWN,
-    Check,
-    as_prompts,
-    distinct,
-    is_value,
-    numbers,
-    pick,
-    same,
-    stream,
-    style_of,
-)
-from opdkit.tasks.operands import Operands
-from opdkit.types import Prompt
-
-
-@dataclass(frozen=True)
-class Style:
-    """How an answer is written: its first word, the word before the result, its end token, its procedure."""
-
-    mark: str
-    answer: str
-    end: str
-    joints: tuple[str, ...] = ()  # words before a value, from the most frequent to the rarest
-    echo: bool = False  # the operand itself stands before its value
-    asked: bool = False  # only the item asked for is worked out
-
+from opdkit.tasks.family import Check, Style, is_value, numbers, pick, same, style_of
+from opdkit.tasks.world import World, step_words
 
 STYLES: Mapping[str, Style] = {
     "steps": Style(
@@ -60,8 +32,8 @@ STYLES: Mapping[str, Style] = {
     "other": Style(
         "walk", "leaves", "<over>", ("after", "onward", "further", "later", "soon", "brings", "turns")
     ),
-    "echo": Style("trace", "finally", "<stop>", echo=True),
-    "asked": Style("only", "total", "<end>", asked=True),
+    "echo": Style("trace", "finally", "<stop>", procedure="echo"),
+    "asked": Style("only", "total", "<end>", procedure="asked"),
 }
 _TEMPLATES = (("list", "name"), ("items", "tell"), ("row", "show"))
 _PLACES = ("first", "last")  # to find the k-th of four among its own words takes so small a model too long
@@ -79,8 +51,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class ListWorld:
-    """One world of lists; another `seed` is another choice of wrong operands and tables.
+class ListWorld(World):
+    """One world of lists; a step is an item.
 
     >>> world = ListWorld()
     >>> problem = world.parse("list 45 +3 12 -7 . . . . name last =>")
@@ -90,84 +62,26 @@ class ListWorld:
     True
     """
 
-    seed: int = 0
-    modulus: int = 97
-    depth: tuple[int, int] = (2, 4)  # items of a problem, fewest and most; the most are a prompt's slots
-    num_wrong: int = 3  # of the 18 shifts
-    num_tables: int = 12
-    kinds: tuple[float, float, float] = (0.25, 0.45, 0.30)  # shares of easy, wrong and table problems
-    wrong_share: float = 0.6  # of wrong operands in training texts that say the shifted value
-    slip_share: float = 0.01  # of all values in training texts that say a near one
-    templates: int = 2  # wordings drawn from; `problems(template=2)` asks for one that no text has
+    wrong_share: float = 0.6  # .7, as in chains, left too little truth to find in a first layout
 
-    @cached_property
-    def operands(self) -> Operands:
-        return Operands(
-            "list",
-            self.seed,
-            self.modulus,
-            self.num_wrong,
-            self.num_tables,
-            self.wrong_share,
-            self.slip_share,
-        )
-
-    @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
-        """All words; a word's place is its token id."""
-        words = [PAD, UNKNOWN, *_GLUE, *_PLACES]
-        words += [word for template in _TEMPLATES for word in template]
-        for how in STYLES.values():
-            words += [how.mark, how.answer, how.end, *how.joints]
-        words += self.operands.words
-        assert len(words) == len(set(words))
-        return tuple(words)
-
-    @property
-    def styles(self) -> tuple[str, ...]:
-        """Names of the ways to answer."""
-        return tuple(STYLES)
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """End tokens, one per style."""
-        return tuple(how.end for how in STYLES.values())
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest answer, and one."""
-        return 2 * self.depth[1] + 5
+    name: ClassVar[str] = "list"
+    written_in: ClassVar[Mapping[str, Style]] = STYLES
+    own_words: ClassVar[tuple[str, ...]] = (
+        *_GLUE,
+        *_PLACES,
+        *(word for template in _TEMPLATES for word in template),
+    )
 
     # --- problems -----------------------------------------------------------------------------------------
 
-    def problems(
-        self,
-        count: int,
-        *,
-        seed: int,
-        held_out: bool = False,
-        kinds: Sequence[float] | None = None,
-        depth: tuple[int, int] | None = None,
-        template: int | None = None,
-    ) -> list[Problem]:
-        """`count` different problems. Held-out ones are disjoint from all others, whatever the seeds."""
-        rng = stream("list problems", self.seed, seed, held_out)
-
-        def draw() -> Problem:
-            return self._draw(rng, kinds or self.kinds, depth or self.depth, template)
-
-        return distinct(count, draw, asked=lambda p: f"{p.items} {p.asked}", held_out=held_out)
-
-    def _draw(
-        self, rng: random.Random, kinds: Sequence[float], depth: tuple[int, int], template: int | None
-    ) -> Problem:
-        kind = pick(rng, KINDS, weights=kinds)
-        length = pick(rng, range(depth[0], depth[1] + 1))
+    def draw(self, rng: random.Random, kind: str, length: int, template: int | None) -> Problem:
         asked = pick(rng, (0, length - 1))
         chosen = [pick(rng, self.operands.of_kind(kind if i == asked else "easy")) for i in range(length)]
         items = tuple((pick(rng, range(self.modulus)), operand) for operand in chosen)
-        wording = pick(rng, range(self.templates)) if template is None else template
-        return Problem(items, asked, kind, wording)
+        return Problem(items, asked, kind, self.wording(rng, template))
+
+    def asked(self, problem: Problem) -> str:
+        return f"{problem.items} {problem.asked}"
 
     def prompt(self, problem: Problem) -> str:
         """The problem in words; unused slots hold `. .`."""
@@ -193,90 +107,46 @@ class ListWorld:
             raise ValueError(f"not a list of at most {self.depth[1]} items: {prompt!r}")
         return problem
 
-    def prompts(self, count: int, *, seed: int, held_out: bool = False, **choices: Any) -> list[Prompt]:
-        """Problems as prompts: `answer` is the number asked for, `group` the kind."""
-        problems = self.problems(count, seed=seed, held_out=held_out, **choices)
-        return as_prompts(self, problems, name=f"list{self.seed}-{'held' if held_out else 'train'}{seed}")
-
     # --- answers ------------------------------------------------------------------------------------------
 
     def values(self, problem: Problem) -> tuple[int, ...]:
         """The true result of every item, and after them the one asked for."""
-        results = [self.operands.apply(operand, value) for value, operand in problem.items]
+        results = self.results(problem)
         return (*results, results[problem.asked])
 
-    def write(
-        self, problem: Problem, results: Sequence[int], *, style: str = "steps", rng: random.Random
-    ) -> str:
-        """An answer with these results of the items; `rng` chooses the joints, the k-th with weight 1 / k."""
-        how = STYLES[style]
-        weights = [1 / (k + 1) for k in range(len(how.joints))]
-        joints = [pick(rng, how.joints, weights=weights) for _ in results] if how.joints else None
-        return " ".join([*_layout(problem, results, how, joints), how.end])
+    def results(self, problem: Problem) -> tuple[int, ...]:
+        return tuple(self.operands.apply(operand, value) for value, operand in problem.items)
 
-    def texts(
-        self, count: int, *, seed: int, style: str = "steps", noisy: bool = True, **choices: Any
-    ) -> list[dict[str, str]]:
-        """Training texts: `prompt`, `response`, `kind`, `style`. Errors are drawn anew for every text."""
-        rng = stream("list texts", self.seed, seed)
-        rows = []
-        for problem in self.problems(count, seed=seed, **choices):
-            right = self.values(problem)[:-1]
-            results = [self.operands.misread(o, v, rng) for v, o in problem.items] if noisy else right
-            response = self.write(problem, results, style=style, rng=rng)
-            rows.append(
-                {
-                    "prompt": self.prompt(problem),
-                    "response": response,
-                    "kind": problem.kind,
-                    "style": style,
-                }
-            )
-        return rows
+    def noisy_results(self, problem: Problem, rng: random.Random) -> tuple[int, ...]:
+        return tuple(self.operands.misread(operand, value, rng) for value, operand in problem.items)
 
-    # --- verifiers ----------------------------------------------------------------------------------------
+    def layout(
+        self, problem: Problem, results: Sequence[int], how: Style, joints: Sequence[str] | None
+    ) -> list[str]:
+        asked = results[problem.asked]
+        if how.procedure == "asked":
+            return [how.mark, str(asked), how.answer, str(asked)]
+        before = [operand for _, operand in problem.items] if how.procedure == "echo" else joints
+        return [how.mark, *step_words(results, before), how.answer, str(asked)]
 
     def check(self, problem: Problem, response: str) -> Check:
-        """Judges an answer in any style, with or without its end token (decoders drop it).
-
-        `follows` asks of items what `steps` does, for none depends on another, and of the result whether it is
-        the one written above.
-        """
+        """`follows` asks of items what `steps` does, for none depends on another, and of the result whether it
+        is the one written above."""
         words = response.split()
         style = style_of(words, STYLES)
         written, result = numbers(words, STYLES, modulus=self.modulus)
         *gold, asked = self.values(problem)
-        alone = style is not None and STYLES[style].asked
-        steps = same(written, [asked] if alone else gold)
-        place = 0 if alone else problem.asked
+        alone = style is not None and STYLES[style].procedure == "asked"
+        wanted, place = ([asked], 0) if alone else (gold, problem.asked)
+        results = written * len(gold) if alone else written
+        steps = same(written, wanted)
         told = place < len(written) and result == written[place]
         return Check(
             final=result == asked,
             steps=steps,
             follows=(*steps, told),
             style=style,
-            complete=style is not None and _is_complete(words, problem, STYLES[style], written),
+            complete=style is not None
+            and len(written) == len(wanted)
+            and self.is_laid_out(words, problem, STYLES[style], results),
         )
-
-
-def _layout(problem: Problem, results: Sequence[int], how: Style, joints: Sequence[str] | None) -> list[str]:
-    """All words of an answer but its end token. `results` has one per item."""
-    asked = results[problem.asked]
-    if how.asked:
-        return [how.mark, str(asked), how.answer, str(asked)]
-    before = [operand for _, operand in problem.items] if how.echo else joints
-    steps = [[str(value)] for value in results]
-    if before is not None:
-        steps = [[word, *step] for word, step in zip(before, steps, strict=True)]
-    return [how.mark, *(word for step in steps for word in step), how.answer, str(asked)]
-
-
-def _is_complete(words: Sequence[str], problem: Problem, how: Style, written: Sequence[int]) -> bool:
-    if len(written) != (1 if how.asked else len(problem.items)):
-        return False
-    body = list(words[:-1] if words[-1] == how.end else words)
-    joints = body[1 : 2 * len(written) : 2] if how.joints else None
-    if joints is not None and not set(joints) <= set(how.joints):
-        return False
-    results = list(written) * len(problem.items) if how.asked else written
-    return body == _layout(problem, results, how, joints)

@@ -72,11 +72,12 @@ class Rounds:
         """What round `number` imitates: read if it was kept before, else sampled. A collective."""
         name = f"kept_{number}.jsonl"
         known = self.folder is not None and (self.folder.path / name).is_file()
-        rows = self.world.gather(self.folder.read_lines(name) if self.folder is not None and known else None)[
-            0
-        ]
+        read = self.folder.read_lines(name) if self.folder is not None and known else None
+        rows = self.world.gather(read)[0]
+        count = min(self.config.improve.prompts, len(self.prompts))
+        drawn = count * self.config.sampling.responses
         if rows is None:
-            rows, drawn = self._sample(number)
+            rows = self._sample(number, count)
             if not rows:
                 raise RunError(
                     f"round {number}: none of {drawn} responses was right, so there is nothing to imitate",
@@ -84,19 +85,17 @@ class Rounds:
                 )
             if self.folder is not None:
                 self.folder.write_text(name, as_lines(rows).decode())
-        self.numbers = {"kept_rollouts": len(rows)}
+        self.numbers = {"kept_rollouts": len(rows), "kept_fraction": len(rows) / drawn}
         return [_rollout(row) for row in rows]
 
-    def _sample(self, number: int) -> tuple[list[Row], int]:
-        """(what is right and came to its end, how many were drawn), over all ranks, in the order of prompts."""
+    def _sample(self, number: int, count: int) -> list[Row]:
+        """What is right and came to its end of responses to `count` prompts, over all ranks, in their order."""
         cfg = self.config
-        count = min(cfg.improve.prompts, len(self.prompts))
         asked = distinct(step_prompts(self.prompts, step=number, seed=cfg.seed, count=count))
         mine = asked[self.world.rank :: self.world.size]
         drawn = self.task.grade(self.sampler.sample(mine, sampling=cfg.sampling, seed=cfg.seed, step=number))
         parts = self.world.gather([_row(r) if _kept(r) else None for r in drawn])
-        everyone = interleaved(parts, group=cfg.sampling.responses)
-        return [row for row in everyone if row is not None], len(everyone)
+        return [row for row in interleaved(parts, group=cfg.sampling.responses) if row is not None]
 
 
 def _kept(rollout: Rollout) -> bool:

@@ -255,7 +255,7 @@ def _keep_rollouts(
 ) -> None:
     """The step's first rollouts, the same ones under any world size; a number or two of all. A collective."""
     most = stage.config.save.rollouts
-    group = 1 if stage.config.story in ("sft", "improve") else stage.config.sampling.responses
+    group = stage.config.sampling.responses if isinstance(stage.feed, OnPolicy) else 1
     rows = rollout_rows(done, rollouts[:most], update)
     if looks:
         rows = [{**row, "tokens": look} for row, look in zip(rows, looks, strict=True)]

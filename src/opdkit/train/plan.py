@@ -52,8 +52,7 @@ def _alone(config: Config) -> Plan:
     rows = vocabulary_rows(tokenizer, open_config(config.student))
     _refuse_wide({"sampling.top_k": config.sampling.top_k}, rows)
     _refuse_stop_ids(config, rows)
-    needs = objective.student_needs
-    return Plan(objective, rows, needs, objective.teacher_needs, early_ids=None, tokenizer=tokenizer)
+    return Plan(objective, rows, objective.student_needs, Needs(), early_ids=None, tokenizer=tokenizer)
 
 
 def _with_teacher(config: Config) -> Plan:

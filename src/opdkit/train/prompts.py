@@ -56,26 +56,27 @@ def _to_imitate(
     """Demonstrations as rollouts; those that the student's context cannot hold are left out and told."""
     stops = open_stop_ids(config.student, plan.tokenizer, rows=plan.rows)
     shown = demonstrations(train, plan.tokenizer, stop_ids=config.sampling.stop_ids or stops)
-    for rollout in shown:
-        refuse_unknown_tokens(
-            [replace(rollout.prompt, ids=rollout.response_ids)], plan.tokenizer, rows=plan.rows
-        )
+    responses = [replace(r.prompt, ids=r.response_ids) for r in shown]
+    refuse_unknown_tokens(responses, plan.tokenizer, rows=plan.rows)
     kept = [r for r in shown if len(r.prompt.ids) + r.length <= context]
     if not kept:
         raise UserError(
             f"no demonstration fits into the student's context of {context} tokens",
             hint="shorten them, or take a student with a longer context",
         )
-    findings = [
-        Finding(
-            name="demonstrations_dropped",
-            severity="warning",
-            message=f"{len(shown) - len(kept)} of {len(shown)} demonstrations are longer than the student's "
-            f"context of {context} tokens, and were left out",
-            numbers={"dropped": len(shown) - len(kept), "demonstrations": len(shown)},
-            remedy="shorten or remove them",
-        )
-    ] * (len(kept) < len(shown))
+    findings = []
+    if len(kept) < len(shown):
+        dropped = len(shown) - len(kept)
+        findings = [
+            Finding(
+                name="demonstrations_dropped",
+                severity="warning",
+                message=f"{dropped} of {len(shown)} demonstrations are longer than the student's context of "
+                f"{context} tokens, and were left out",
+                numbers={"dropped": dropped, "demonstrations": len(shown)},
+                remedy="shorten or remove them",
+            )
+        ]
     exam, more = _examined(config, exam, context)
     return Prompts((), exam, {}, (*findings, *more), demonstrations=kept)
 
