@@ -7,7 +7,7 @@ SMOLLM2 ?= .cache/smollm2-135m
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo real resume test test-fast check bench clean smollm2 test-peers test-engines test-gpu help
+.PHONY: install demo real resume test test-fast check bench clean smollm2 test-peers test-trl test-engines test-gpu help
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -56,6 +56,10 @@ bench: install
 ## make test-peers    agreement and step time against TRL, in an environment of its own
 test-peers: install
 	$(PYTHON) benchmarks/peers.py --venv .venv-peers
+
+## make test-trl      opdkit's callback in the real TRL: tiny models, both trainers, in the peers' environment
+test-trl:
+	$(PYTHON) benchmarks/peers.py --venv .venv-peers --tests
 
 ## make test-engines  nothing to test yet: no engine is wired
 test-engines:

@@ -1,8 +1,10 @@
-"""Make an environment that holds TRL and opdkit side by side, if it is missing, and run benchmarks/against_trl.py in it.
+"""Make an environment that holds TRL and opdkit side by side, if it is missing, and run something in it.
 
     python benchmarks/peers.py --venv .venv-peers [arguments of against_trl.py]
+    python benchmarks/peers.py --venv .venv-peers --tests [arguments of pytest]
 
-Needs nothing but Python. Exit code 1 when our loss on TRL's tokens is not TRL's loss.
+Needs nothing but Python. Without `--tests` it is benchmarks/against_trl.py: exit code 1 when our loss on TRL's tokens is
+not TRL's loss. With it, tests/peers: opdkit attached to the real TRL.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--venv", type=Path, required=True)
+    parser.add_argument("--tests", action="store_true", help="run tests/peers instead of against_trl.py")
     given, rest = parser.parse_known_args()
     python = install(given.venv)
-    script = HERE / "against_trl.py"
-    return subprocess.run([python, script, *rest], env={**os.environ, **ENVIRONMENT}).returncode
+    what = ["-m", "pytest", HERE.parent / "tests" / "peers"] if given.tests else [HERE / "against_trl.py"]
+    return subprocess.run([python, *what, *rest], env={**os.environ, **ENVIRONMENT}).returncode
 
 
 def install(folder: Path) -> Path:
@@ -41,7 +44,8 @@ def install(folder: Path) -> Path:
     wanted = REQUIREMENTS.read_text()
     if not (stamp.is_file() and stamp.read_text() == wanted):
         print(f"installing TRL and opdkit into {folder} (once)", file=sys.stderr)
-        venv.create(folder, with_pip=True)
+        if not python.is_file():
+            venv.create(folder, with_pip=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-r", REQUIREMENTS], check=True)
         subprocess.run([*pip, "-c", REQUIREMENTS, "-e", HERE.parent], check=True)

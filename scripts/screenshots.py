@@ -3,7 +3,8 @@
     python scripts/screenshots.py RUN_A RUN_B --names "working pair" "failing pair" --out docs/images
 
 Writes overlap.png (the overlap curves of both runs, the loss beneath), report.png (what a comparison begins
-with), rollouts.png (rollouts token by token) and heatmap.png. The first run should be the one that worked.
+with), rollouts.png (rollouts token by token) and heatmap.png; and verdict.png where the second run's pair was checked
+before (`opd check`). The first run should be the one that worked.
 """
 
 from __future__ import annotations
@@ -219,6 +220,8 @@ def pictures(runs: list[Path], out: Path, names: list[str] | None) -> list[Path]
                 _overlap(browser, out),
             ]
             assert browser.complaints() == [], browser.complaints()
+            if (runs[1] / "check.json").is_file():
+                drawn.append(_verdict(browser, runs[1], out, scratch=Path(scratch)))
     return drawn
 
 
@@ -227,6 +230,15 @@ def _report(browser: Browser, out: Path) -> Path:
     top, plots = _box(browser, "h1"), _box(browser, "#summary > .grid")
     height = plots["y"] + plots["height"] - top["y"]
     return browser.shoot(out / "report.png", _around(top | {"height": height}, browser))
+
+
+def _verdict(browser: Browser, run: Path, out: Path, *, scratch: Path) -> Path:
+    """A run by itself: what the check said, what came, and what was found on the way."""
+    page = write_report([run], scratch / "verdict.html")
+    browser.open(page, width=1280, height=1000, zoom=1.5)
+    top, end = _box(browser, "h1"), _box(browser, "#findings")
+    height = end["y"] + end["height"] - top["y"]
+    return browser.shoot(out / "verdict.png", _around(top | {"height": height}, browser))
 
 
 def _rollouts(browser: Browser, out: Path) -> Path:

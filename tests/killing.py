@@ -383,7 +383,8 @@ def compare(run: Path, reference: Path) -> list[str]:
     """What differs: weights, optimizer, teacher, counters (bytes of files), rows but wall-clock values."""
     pairs: dict[str, tuple[Any, Any]] = {
         "metrics.jsonl": (metrics(run), metrics(reference)),
-        **{name: (_bytes(run / name), _bytes(reference / name)) for name in ("eval.jsonl", "findings.jsonl")},
+        "eval.jsonl": (_bytes(run / "eval.jsonl"), _bytes(reference / "eval.jsonl")),
+        "findings.jsonl": (findings(run), findings(reference)),
     }
     for folder in ("rollouts", f"checkpoints/step_{newest(reference)}"):
         ours, theirs = files(run / folder), files(reference / folder)
@@ -397,6 +398,12 @@ def metrics(run: Path) -> list[str]:
     """Rows of metrics.jsonl as text, wall-clock values left out."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [json.dumps({k: v for k, v in row.items() if not WALL_CLOCK.fullmatch(k)}) for row in rows]
+
+
+def findings(run: Path) -> list[str]:
+    """Rows of findings.jsonl as text; remedies name the run folder and are left out."""
+    rows = [json.loads(line) for line in _bytes(run / "findings.jsonl").decode().splitlines()]
+    return [json.dumps({k: v for k, v in row.items() if k != "remedy"}) for row in rows]
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -446,3 +446,30 @@ def hostile_tokens(payload: str) -> dict[str, Any]:
         "student_top": [top, top],
         "teacher_top": [top, top],
     }
+
+
+SCHEMA = "opdkit.verdict/1"
+
+
+def said(name: str = "go", **more: Any) -> dict[str, Any]:
+    """A document of opd check, as far as the page reads it."""
+    number = {"value": 0.75, "low": 0.7, "high": 0.8, "count": 628}
+    finding = {
+        "name": "lead", "severity": "info", "message": "the teacher solves 56% of the prompts",
+        "numbers": {"teacher_lead": 0.24}, "remedy": "", "step": None, "rule": "teacher_lead ≥ 0.05", "source": "ours",
+    }  # fmt: skip
+    return {
+        "schema": SCHEMA, "kind": "check", "student": "S", "teacher": "T", "prompts": 64, "rollouts": 128,
+        "positions": 4000, "graded": True,
+        "cost": {"rollouts": 128, "tokens": 8192, "seconds": 12.0, "seconds_expected": 10.0},
+        "metrics": {"teachable_share": number, "teacher_lead": number, "overlap_ratio_at_4": number,
+                    "overlap_chance_at_4": {"value": 0.02, "low": None, "high": None, "count": 1}},
+        "by_position": {"0": {"overlap_ratio": {"value": 0.8, "count": 9}}, "8": {"overlap_ratio": {"value": 0.7, "count": 9}}},
+        "by_depth": {}, "continuation": [], "findings": [finding],
+        "verdict": {"name": name, "reason": "because of this", "remedy": "opd train my.toml", "exit_code": 0,
+                    "because": ["lead"]},
+        "prediction": {"gap": 0.24, "gap_recovery": {"low": 0.9, "high": 1.2}, "slope": 0.3, "slope_low": 0.2,
+                       "slope_high": 0.4, "basis": "pairs of the testbed"},
+        "ranking": [], "between": [], "renderings": [],
+        **more,
+    }  # fmt: skip

@@ -219,7 +219,13 @@ def configurations(draw) -> dict[str, Any]:
     teacher = draw(st.sampled_from(["none", "string", "local", "self"]))
     task = draw(st.sampled_from(["string", "file", "gym", "testbed"]))
     common = {"dtype": st.sampled_from(["float32", "bfloat16"]), "temperature": positive, "context": words}
-    templated = {"chat_template": st.booleans(), "thinking": st.booleans(), "system": words, "prefix": words}
+    templated = {
+        "chat_template": st.booleans(),
+        "render": st.sampled_from(["student", "teacher"]),
+        "thinking": st.booleans(),
+        "system": words,
+        "prefix": words,
+    }
     grader = st.sampled_from(["none", "exact", "math"]) | st.fixed_dictionaries({"pattern": words})
     sampling = some(
         responses=counts, temperature=positive, top_p=st.floats(0.01, 1.0), stop_ids=st.lists(counts)

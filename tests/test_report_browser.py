@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from opdkit.report import write_report
-from report_runs import PAYLOADS, bare_run, hostile_run, make_chain_run, make_run, make_story_run
+from report_runs import (
+    FINDING,
+    PAYLOADS,
+    bare_run,
+    hostile_run,
+    make_chain_run,
+    make_run,
+    make_story_run,
+    said,
+    write_rows,
+)
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from screenshots import Browser, browsing, find_chromium, pictures
@@ -392,7 +402,10 @@ def test_every_link_and_control_has_a_name_and_a_place(browser: Browser, tmp_pat
 @pytest.mark.chromium
 def test_pictures_for_the_readme(tmp_path: Path) -> None:
     folders = [make_chain_run(tmp_path / name, works=name == "a") for name in "ab"]
+    (folders[1] / "check.json").write_text(json.dumps(said("change_teacher")))
+    write_rows(folders[1] / "findings.jsonl", [FINDING])
     drawn = pictures(folders, tmp_path / "images", ["working pair", "failing pair"])
-    assert sorted(path.name for path in drawn) == ["heatmap.png", "overlap.png", "report.png", "rollouts.png"]
+    names = ["heatmap.png", "overlap.png", "report.png", "rollouts.png", "verdict.png"]
+    assert sorted(path.name for path in drawn) == names
     for path in drawn:
         assert path.read_bytes().startswith(b"\x89PNG") and 15_000 < path.stat().st_size < 1_000_000

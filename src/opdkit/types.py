@@ -57,7 +57,7 @@ class Grade:
     failed: str | None = None  # why there is no score: "timeout", "error: …"
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "unknown"]  # unknown: read from a file that does not say
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Finding:
-    """A verdict: what was seen, the numbers behind it, and the remedy as a command that can be typed."""
+    """Something worth saying: what was seen, the numbers behind it, and the remedy as a command that can be typed.
+
+    `rule` is the comparison that fired, with its threshold; `source` where that threshold comes from. "error" is
+    what makes a run or a pair hopeless as it stands.
+    """
 
     name: str
     severity: Literal["info", "warning", "error"]
@@ -251,3 +255,23 @@ class Finding:
     numbers: Mapping[str, float] = field(default_factory=dict)
     remedy: str = ""
     step: int | None = None
+    rule: str = ""  # "teachable_share < 0.7"
+    source: str = ""  # "arXiv 2604.13016, Fig. 18", "docs/testbed.md"
+
+
+VerdictName = Literal["go", "cold_start", "align_prompts", "change_teacher", "nothing_to_learn", "fix_first"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with a student, a teacher and prompts; `because` names the findings that decided, first the first."""
+
+    name: VerdictName
+    reason: str  # one sentence with the numbers
+    remedy: str  # a command
+    because: tuple[Finding, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0 go · 3 something comes first · 4 do not, with this teacher."""
+        return {"go": 0, "fix_first": 3, "cold_start": 3, "align_prompts": 3}.get(self.name, 4)

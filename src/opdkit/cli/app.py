@@ -119,6 +119,125 @@ def train(
     raise typer.Exit(code)
 
 
+@app.command()
+def check(
+    config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A TOML file.")] = None,
+    overrides: Overrides = None,
+    student: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Hub id or folder; over CONFIG's student.")
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL", help="Over CONFIG's teacher; several are ranked on one set of rollouts."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL or parquet; over CONFIG's task.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="TOKENS", help="Of responses drawn from the student; unset: 64 × 2 responses."
+        ),
+    ] = None,
+    going_on_probe: Annotated[
+        bool,
+        typer.Option("--continue", help="Both models also go on from cut rollouts: the lead by depth."),
+    ] = False,
+    rehearse: Annotated[
+        int | None,
+        typer.Option(
+            min=10, metavar="STEPS", help="Train a copy so long; unset: 30 where that is a matter of seconds."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The document; by default beside the run folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Will this pair work? Files, rollouts, both models' opinion of them: a verdict with its evidence.
+
+    Exit code 0 go, 3 something comes first, 4 do not.
+    """
+    from opdkit.cli.checking import pair, source_of
+
+    path, changes = _arguments(config, overrides)
+    resolved, teachers = pair(path, changes, student=student, teachers=teacher or [], prompts=prompts)
+    from opdkit.cli.printer import Printer
+    from opdkit.recipes.document import lines
+    from opdkit.recipes.preflight import check as look
+    from opdkit.run.folder import check_beside
+
+    printer = Printer(quiet=as_json)
+    with going_on():
+        told = look(
+            resolved,
+            teachers=teachers,
+            source=lambda name: source_of(
+                path, changes, student=student, teacher=name if teacher else None, prompts=prompts
+            ),
+            budget=budget,
+            continuation=going_on_probe,
+            rehearsal=rehearse,
+            say=printer.note,
+        )
+    place = out or check_beside(resolved.run)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(told) if as_json else "\n".join(lines(told)))
+    printer.note(f"kept in {place}   opd report {place}")
+    raise typer.Exit(told["verdict"]["exit_code"])
+
+
+@app.command()
+def diagnose(
+    rollouts: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="JSONL, parquet or a folder: ours, TRL, verl, slime, lm-eval."),
+    ],
+    config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A TOML file.")] = None,
+    overrides: Overrides = None,
+    student: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Who wrote the rollouts; over CONFIG's student.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Over CONFIG's teacher.")] = None,
+    layout: Annotated[str, typer.Option(help="Of the file; told by its columns.")] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many rollouts.")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Pieces read so far: a stopped reading goes on from it."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the document here as well.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What `check` says of its own rollouts, for rollouts made by anyone: numbers, findings, a verdict.
+
+    Exit code 0 go, 3 something comes first, 4 do not.
+    """
+    from opdkit.cli.checking import pair, source_of
+
+    path, changes = _arguments(config, overrides)
+    named = [teacher] if teacher else []
+    resolved, _ = pair(
+        path, changes, student=student, teachers=named, prompts=rollouts if path is None else None
+    )
+    from opdkit.cli.printer import Printer
+    from opdkit.recipes.diagnose import diagnose as look
+    from opdkit.recipes.document import lines
+
+    printer = Printer(quiet=as_json)
+    source = source_of(path, changes, student=student, teacher=teacher, prompts=None if path else rollouts)
+    with going_on():
+        told = look(
+            resolved, rollouts, layout=layout, limit=limit, keep=keep, source=source, say=printer.note
+        )
+    if out is not None:
+        out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(told) if as_json else "\n".join(lines(told)))
+    raise typer.Exit(told["verdict"]["exit_code"])
+
+
 @app.command("eval")
 def evaluate_model(
     model: Annotated[
@@ -129,6 +248,13 @@ def evaluate_model(
         typer.Option("--task", metavar="FILE", help="A config with a [task], or a prompt file with answers."),
     ],
     overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the responses: JSONL for diagnose, and for story=sft."),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--train", help="Answer the training prompts; keep what came to an end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """avg@k, unbiased pass@k, a 95% interval over problems, truncated answers apart."""
@@ -143,28 +269,54 @@ def evaluate_model(
     from opdkit.train.examine import examine
 
     with going_on():
-        row = examine(config)
+        row = examine(config, keep=out, training=training)
     if as_json:
         print(json.dumps({"model": model, "task": task, **row}))
     else:
         from opdkit.cli.printer import evaluation_lines
 
         print("\n".join(evaluation_lines(row)))
+        if out is not None:
+            left = row["responses_left_out"]
+            print(f"responses in {out}" + (f"; {left} that did not end were left out" if left else ""))
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are overlaid.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or logs of TRL, verl, NeMo-RL, slime or miles; several are overlaid.",
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Where to write the page; by default report.html in the first run.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """One self-contained HTML page that explains a run, or compares several."""
+    from opdkit.integrations import as_runs
     from opdkit.report import write_report
+    from opdkit.report.read import run_names
 
-    page = write_report(runs, out)
+    with as_runs(runs) as (folders, beside):
+        page = write_report(folders, out or beside, names=run_names(runs))
     print(json.dumps({"report": str(page)}) if as_json else page)
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, going on or over.")],
+    every: Annotated[float, typer.Option(min=0.2, metavar="SECONDS", help="How often to look.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one look; what a pipe gets anyway.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="For a folder that is not there yet.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A run on the terminal: progress, curves, findings, times, the last rollout. Ctrl-C leaves."""
+    from opdkit.report.live import watch as follow
+
+    raise typer.Exit(follow(run, every=every, once=once, wait=wait, as_json=as_json))
 
 
 @study.command("build")
@@ -200,7 +352,10 @@ def _arguments(config: str | None, overrides: list[str] | None) -> tuple[Path | 
     return (None if config is None else Path(config)), changes
 
 
-MAY_CHANGE = ("steps", "device", "threads", "eval.", "save.", "learner.batch_tokens", "sampling.batch_rows")
+MAY_CHANGE = (
+    *("steps", "device", "threads", "eval.", "save.", "health."),
+    *("learner.batch_tokens", "sampling.batch_rows"),
+)
 """What may differ when a run is resumed: how long, where and how often; never what is trained on what."""
 
 

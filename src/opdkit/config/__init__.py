@@ -1,12 +1,13 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
-from opdkit.config.load import build, dump_toml, explain, load_config, parse_overrides
+from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.objective import PRESETS, ObjectiveConfig
 from opdkit.config.records import (
     Config,
     DiagnosticsConfig,
     EvalConfig,
     GroupConfig,
+    HealthConfig,
     ImproveConfig,
     LearnerConfig,
     LocalTeacher,
@@ -28,6 +29,7 @@ __all__ = [
     "Grader",
     "GroupConfig",
     "GymTask",
+    "HealthConfig",
     "ImproveConfig",
     "LearnerConfig",
     "LocalTeacher",
@@ -41,6 +43,7 @@ __all__ = [
     "TaskConfig",
     "WorldTask",
     "build",
+    "dump_table",
     "dump_toml",
     "explain",
     "load_config",

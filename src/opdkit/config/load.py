@@ -25,12 +25,27 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         data = _resolve_paths(data, path.parent)
     changes = parse_overrides(overrides)
     for key, value in changes:
-        _set(data, key, value)
+        if value == UNSET:
+            _remove(data, key)
+        else:
+            _set(data, key, value)
     typed = [key for key, _ in changes]
     return build(data, origin=str(path) if path is not None else TYPED, typed=typed)
 
 
 TYPED = "the command line"
+UNSET = "unset"
+"""`teacher=unset` on the command line takes a value of the file away."""
+
+
+def _remove(data: dict[str, Any], key: str) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        inner = data.get(part)
+        if not isinstance(inner, dict):
+            return
+        data = inner
+    data.pop(last, None)
 
 
 def build(data: Mapping[str, Any], *, origin: str, typed: Sequence[str] = ()) -> Config:
@@ -89,7 +104,12 @@ def _source(sources: Mapping[str, str], leaf: str) -> str:
 
 def dump_toml(config: Config) -> str:
     """The resolved configuration as TOML, enough to repeat the run."""
-    lines = [f"{key} = {_toml(value)}" for key, value in _leaf_values(config) if value is not None]
+    return dump_table(dict(_leaf_values(config)))
+
+
+def dump_table(values: Mapping[str, Any]) -> str:
+    """Dotted key → value as TOML; None is left out."""
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
     return "\n".join(lines) + "\n"
 
 

@@ -175,6 +175,37 @@ class SaveConfig(Record):
     """How many in such a sample."""
 
 
+HealthName = Literal[
+    "overlap_stagnation",
+    "overlap_fall",
+    "loss_rise",
+    "low_mass_good_advantage",
+    "entropy_blow_up",
+    "entropy_collapse",
+    "length_inflation",
+    "truncation",
+    "repetition",
+    "lost_stopping",
+    "tail_first_decay",
+    "gradient_spike",
+    "flat_small_loss",
+    "sampler_mismatch",
+    "skipped_steps",
+    "accuracy_fall",
+]
+
+
+class HealthConfig(Record):
+    enabled: bool = True
+    """Watch the run, and tell each condition of docs/health.md once: terminal, findings.jsonl, report."""
+    on_critical: Literal["go_on", "stop"] = "go_on"
+    """At a finding of severity `error`: `go_on`, or save a checkpoint and `stop` (exit code 1)."""
+    ignore: list[HealthName] = Field(default=[])
+    """Conditions that are not told, nor stopped at."""
+    patience: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the steps before the run can be called stagnant or flat."""
+
+
 class GroupConfig(Record):
     scale: Literal["std", "none"] = "std"
     """Advantage of a response: score − mean of its group, over the group's standard deviation or not."""
@@ -220,12 +251,17 @@ class Config(Record):
     """How much is sampled, and when."""
     push_down: PushDownConfig = PushDownConfig()
     """What the control pushes down."""
+    health: HealthConfig = HealthConfig()
+    """Who watches, and what happens when it goes wrong."""
     eval: EvalConfig = EvalConfig()
     """How the student is examined."""
     save: SaveConfig = SaveConfig()
     """What is written when."""
     run: FilePath = Path("runs/run")
     """The run folder; must not exist yet."""
+    track: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
+    """Trackers that show a copy of metrics.jsonl and eval.jsonl: `["tensorboard"]`; W&B is offline unless
+    WANDB_MODE says otherwise."""
     steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     prompts_per_step: int = Field(default=64, ge=1)

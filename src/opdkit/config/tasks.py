@@ -20,6 +20,8 @@ class Grader(Record):
 class _Templated(Record):
     chat_template: bool = True
     """Render prompts with the tokenizer's chat template; false feeds the text as it is."""
+    render: Literal["student", "teacher"] = "student"
+    """Whose chat template writes the prompts; ids are always the student's tokenizer's."""
     thinking: bool | None = None
     """Passed to the template as enable_thinking; unset leaves the template's own default."""
     system: str | None = None

@@ -1,7 +1,9 @@
 """What goes on between student and teacher: the paper's quantities per position, per bin, per sequence."""
 
 from opdkit.diagnostics.alignment import Measures, measure, measure_alone, overlap_chance
+from opdkit.diagnostics.conditions import CONDITIONS, Condition
 from opdkit.diagnostics.extremes import Extreme, Extremes, extremes, merge
+from opdkit.diagnostics.monitor import Monitor
 from opdkit.diagnostics.sequence import (
     auroc,
     gap_recovery,
@@ -10,12 +12,18 @@ from opdkit.diagnostics.sequence import (
     sequence_reward,
     truncated,
 )
+from opdkit.diagnostics.stopping import stopping
 from opdkit.diagnostics.tally import bin_starts, by_position, by_sequence, concatenate, derived, tally
+from opdkit.diagnostics.teachable import REACH, success_slope, teachable
 
 __all__ = [
+    "CONDITIONS",
+    "REACH",
+    "Condition",
     "Extreme",
     "Extremes",
     "Measures",
+    "Monitor",
     "auroc",
     "bin_starts",
     "by_position",
@@ -31,6 +39,9 @@ __all__ = [
     "repetition_fraction",
     "rollout_tally",
     "sequence_reward",
+    "stopping",
+    "success_slope",
     "tally",
+    "teachable",
     "truncated",
 ]

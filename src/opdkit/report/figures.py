@@ -9,6 +9,7 @@ from opdkit.report.panels import Panel, groups, is_stacked
 from opdkit.report.plots import MAX_POINTS, Figure, Key, Section, Trace, curve, short, thin, thinning
 from opdkit.report.read import Run
 from opdkit.report.text import number
+from opdkit.report.timeline import marks
 
 DASHES = ("solid", "dash", "dashdot", "longdash")
 EVIDENCE = ("loss", "overlap_advantage", "overlap_ratio")  # what a comparison shows first, beside avg_at_k
@@ -61,6 +62,7 @@ def _lines(panel: Panel, runs: Sequence[Run]) -> Figure:
         legend=_legend(panel, len(runs) > 1),
         loggable=bool(values) and min(values) > 0 and max(values) > 3 * min(values),
         told=_told(panel, runs),
+        marks=marks(runs, panel.metrics),
     )
 
 

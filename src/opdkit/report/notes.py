@@ -1,29 +1,12 @@
 """What a run wrote, made ready to be shown: labelled numbers, texts of bearable length."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from opdkit.report.read import Row
 from opdkit.report.text import number, percent, shown
 
 SHOWN_CHARS = 20_000  # of a prompt or response; a runaway rollout must not make the page unusable
-
-
-@dataclass(frozen=True)
-class Note:
-    """A finding as the page shows it: labelled numbers and texts."""
-
-    facts: Sequence[tuple[str, str]]
-    texts: Sequence[tuple[str, str]]
-
-
-def finding(row: Row) -> Note:
-    numbers = row.get("numbers")
-    told = [("step", shown(number(row["step"])))] if number(row.get("step")) is not None else []
-    told += facts(numbers) if isinstance(numbers, dict) else []
-    return Note(told, [(key, text(row[key])) for key in ("message", "remedy") if row.get(key)])
 
 
 def facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -84,6 +84,20 @@
         ...(figure.kind === "bars" ? { range: figure.range ?? undefined, unifiedhovertitle: { text: "%{x:.3~g} nats" } } : {}),
         ...(figure.x === "k" ? powers(figure) : {}) }),
       yaxis: map ? axis("response position (tokens)") : values(figure, logarithmic.has(index)),
+      ...findings(figure),
+    };
+  }
+
+  // Findings that speak of what is drawn: a line at their step, their sign above it.
+  function findings(figure) {
+    const marks = (figure.marks ?? []).filter((mark) => !hidden.has(mark.run));
+    const ink = (mark) => css({ error: "--bad", warning: "--weak" }[mark.severity] ?? "--accent");
+    return marks.length === 0 ? {} : {
+      margin: { l: 8, r: 10, t: 22, b: 8 },
+      shapes: marks.map((mark) => ({ type: "line", x0: mark.x, x1: mark.x, y0: 0, y1: 1, yref: "paper", layer: "below",
+        line: { color: ink(mark), width: 1.2, dash: "dot" } })),
+      annotations: marks.map((mark) => ({ x: mark.x, y: 1, yref: "paper", yanchor: "bottom", text: mark.sign,
+        showarrow: false, font: { size: 11, color: ink(mark) } })),
     };
   }
 
@@ -140,6 +154,16 @@
     button.addEventListener("click", () => {
       if (toggle(button)) logarithmic.add(index); else logarithmic.delete(index);
       draw(index);
+    });
+  }
+
+  // Without a clipboard (a page from afar, an old browser) the command is selected as a whole by a click.
+  for (const button of document.querySelectorAll("button[data-copy]")) {
+    button.hidden = !navigator.clipboard;
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+      button.textContent = "copied";
+      setTimeout(() => { button.textContent = "copy"; }, 1500);
     });
   }
 

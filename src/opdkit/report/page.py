@@ -9,8 +9,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from opdkit.report import compare, figures, points, samples, stories, tables, words
-from opdkit.report.notes import finding
+from opdkit.report import (
+    compare,
+    figures,
+    outcome,
+    points,
+    preflight,
+    samples,
+    stories,
+    tables,
+    timeline,
+    words,
+)
 from opdkit.report.read import Run, read_run, run_names
 from opdkit.types import UserError
 
@@ -20,6 +30,8 @@ def write_report(
 ) -> Path:
     """Write the page of `runs`, overlaid when there are several, and return where it is (first run).
 
+    A document of `opd check` is shown by itself, or beside the runs.
+
     `names` are what the page calls the runs; unset, the ends of their paths that tell them apart. The page is
     one file that asks the network for nothing; what a run wrote is data in it, never markup.
     """
@@ -27,7 +39,7 @@ def write_report(
         raise UserError("no run to report on", hint="opd report RUN")
     called = names or run_names(runs)
     read = [read_run(path, name=name) for path, name in zip(runs, called, strict=True)]
-    target = out or runs[0] / "report.html"
+    target = out or (runs[0].with_suffix(".html") if runs[0].is_file() else runs[0] / "report.html")
     _write(target, render(read))
     return target
 
@@ -35,13 +47,19 @@ def write_report(
 def render(runs: Sequence[Run]) -> str:
     """The page as text. Plots are known by their order: the n-th `.plot` draws the n-th payload."""
     sections, evaluation = figures.sections(runs), figures.evaluation(runs)
-    evidence = figures.evidence(runs) if len(runs) == 2 else []
-    drawn = [*evidence, *evaluation]
+    both = len(runs) == 2 and all(run.ran for run in runs)
+    evidence = figures.evidence(runs) if both else []
+    profiles = [preflight.figures(run, index) for index, run in enumerate(runs)]
+    drawn = [*evidence, *(figure for parts in profiles for part in parts for figure in part), *evaluation]
     drawn += [figure for section in sections for figure in (*section.figures, *section.more)]
     rolled = samples.groups(runs)
-    scripts = _scripts()
+    ran = any(run.ran for run in runs)
+    scripts = _scripts(rollouts=ran)
     return _template().render(
         runs=runs,
+        both=both,
+        ran=ran,
+        profiles=profiles,
         sections=sections,
         evaluation=evaluation,
         evidence=evidence,
@@ -61,7 +79,9 @@ def render(runs: Sequence[Run]) -> str:
         points=points,
         tables=tables,
         window=max(-(-len(run.metrics) // 10) for run in runs),
-        finding=finding,
+        outcome=outcome,
+        preflight=preflight,
+        timeline=timeline,
     )
 
 
@@ -75,14 +95,14 @@ def _template() -> Any:
     return environment.get_template("page.html.j2")
 
 
-def _scripts() -> list[str]:
+def _scripts(*, rollouts: bool) -> list[str]:
     """The scripts of the page: the rollouts', plotly, the plots'. Nothing a run wrote is ever part of a script.
 
     Plotly stands after the rollouts': it takes a while to be read, and the rollouts need not wait for it.
     """
     from plotly.offline import get_plotlyjs
 
-    return [_file("tokens.js"), get_plotlyjs(), _file("page.js")]
+    return [*([_file("tokens.js")] if rollouts else []), get_plotlyjs(), _file("page.js")]
 
 
 def _policy(scripts: Sequence[str]) -> str:

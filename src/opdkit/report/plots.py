@@ -39,6 +39,7 @@ class Figure:
     told: Sequence[
         tuple[int | None, str]
     ] = ()  # the plot in words, each of one run or of no one in particular
+    marks: Sequence[dict[str, Any]] = ()  # findings that speak of what is drawn: run, x, sign, severity
 
     def spoken(self, names: Sequence[str]) -> str:
         """All of it in one text, for those who do not see the plot."""
@@ -46,7 +47,7 @@ class Figure:
         return "; ".join(said)
 
     def payload(self) -> dict[str, Any]:
-        names = ("kind", "unit", "x", "traces", "range")
+        names = ("kind", "unit", "x", "traces", "range", "marks")
         return {name: getattr(self, name) for name in names}
 
 

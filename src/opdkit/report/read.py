@@ -1,9 +1,11 @@
-"""A run folder as plain data. Files may be missing, short or torn; what is there is read."""
+"""A run folder, or what `opd check` said, as plain data. Files may be missing, short or torn; what is there is read."""
 
+import difflib
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from opdkit.types import UserError
 
 Row = dict[str, Any]
 ALONE = ("sft", "grpo", "improve", "push_down")  # stories without a teacher
+SCHEMA = "opdkit.verdict/1"  # of what `opd check` and `opd diagnose` say
+CHECK = "check.json"
+RUN_FILES = ("metrics.jsonl", "config.toml", "env.json")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,10 @@ class Run:
     rollouts: Mapping[int, Sequence[Row]]  # sampled step → rows
     gaps: Sequence[str]
     sequences: Sequence[Row] = ()  # one per written step, ascending: arrays over the step's rollouts
+    check: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what `opd check` said of it; {} where it was not asked
+    ran: bool = True  # False for a preflight alone: nothing was trained
 
     @property
     def story(self) -> str:
@@ -53,21 +62,59 @@ class Run:
 
 
 def read_run(path: Path, *, name: str) -> Run:
-    """Everything the report shows of `path`. Raises UserError when `path` is no run folder."""
+    """Everything the report shows of `path`, a run folder or a document of `opd check`.
+
+    Raises UserError when it is neither.
+    """
+    if (document := _document(path)) is not None:
+        return _read_document(document, name=name)
     _refuse_other_folders(path)
     gaps: list[str] = []
-    config = _read_table(path / "config.toml", tomllib.loads, gaps)
+    config = read_table(path / "config.toml", tomllib.loads, gaps)
     return Run(
         name=visible(name),
         config=config,
-        env=_read_table(path / "env.json", json.loads, gaps),
+        env=read_table(path / "env.json", json.loads, gaps),
         metrics=_steps(_read_rows(path / "metrics.jsonl", gaps)),
         evals=_steps(_read_rows(path / "eval.jsonl", gaps)),
         findings=_read_rows(path / "findings.jsonl", gaps, optional=True),
         rollouts=_read_rollouts(path / "rollouts", gaps, optional=config.get("story") == "sft"),
         gaps=gaps,
         sequences=_steps(_read_rows(path / "sequences.jsonl", gaps, optional=True)),
+        check=read_check(path / CHECK, gaps),
     )
+
+
+def read_check(path: Path, gaps: list[str]) -> dict[str, Any]:
+    """What `opd check` said of a pair; {} where there is no such file, or it holds something else."""
+    try:
+        if not path.is_file():
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and found.get("schema") == SCHEMA:
+        return dict(_clean(found))
+    gaps.append(f"{path.name} cannot be read: it is not whole, or of another version")
+    return {}
+
+
+def _document(path: Path) -> Path | None:
+    """The file to read where `path` is a document alone, or a folder with nothing else in it."""
+    if path.is_file():
+        return path
+    alone = (path / CHECK).is_file() and not any((path / file).is_file() for file in RUN_FILES)
+    return path / CHECK if alone else None
+
+
+def _read_document(path: Path, *, name: str) -> Run:
+    check = read_check(path, [])
+    if not check:
+        raise UserError(
+            f"{path} is no run folder, and no document of opd check (schema {SCHEMA})",
+            hint=f"opd check CONFIG --json > {CHECK}",
+        )
+    return Run(visible(name), {}, {}, (), (), (), {}, (), check=check, ran=False)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -90,21 +137,25 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _refuse_other_folders(path: Path) -> None:
-    if any((path / file).is_file() for file in ("metrics.jsonl", "config.toml", "env.json")):
+    if any((path / file).is_file() for file in RUN_FILES):
         return
     what = "holds no run" if path.is_dir() else "is no folder"
-    raise UserError(f"{path} {what}: no metrics.jsonl, config.toml or env.json", hint=_nearest_run(path))
+    raise UserError(f"{path} {what}: no metrics.jsonl, config.toml or env.json", hint=nearest_run(path))
 
 
-def _nearest_run(path: Path) -> str:
+def nearest_run(path: Path, *, command: str = "opd report") -> str:
+    """What to type instead: the run beside or inside `path` whose name is most like it."""
     place = path if path.is_dir() else path.parent
     near = sorted(place.glob("*/metrics.jsonl")) if place.is_dir() else []
-    return (
-        f"opd report {near[0].parent}" if near else "opd report RUN, the folder `run = …` in the run's config"
-    )
+    if not near:
+        return f"{command} RUN, the folder `run = …` in the run's config"
+    alike = difflib.get_close_matches(path.name, [file.parent.name for file in near], n=1, cutoff=0.0)
+    found = next((file.parent for file in near if file.parent.name in alike), near[0].parent)
+    return f"{command} {shlex.quote(str(found))}"
 
 
-def _read_table(path: Path, parse: Any, gaps: list[str]) -> dict[str, Any]:
+def read_table(path: Path, parse: Any, gaps: list[str]) -> dict[str, Any]:
+    """Dotted key → value of a TOML or JSON file, secrets hidden; {} where it is missing or not whole."""
     text = _read_text(path, gaps)
     if text is None:
         return {}
@@ -133,7 +184,7 @@ def _read_rows(path: Path, gaps: list[str], *, optional: bool = False) -> list[R
     if optional and not path.is_file():
         return []
     lines = [line for line in (_read_text(path, gaps) or "").split("\n") if line.strip()]
-    rows = [row for row in map(_row, lines) if row is not None]
+    rows = [row for row in map(parsed, lines) if row is not None]
     if len(rows) < len(lines):
         torn = len(lines) - len(rows)
         gaps.append(
@@ -142,7 +193,8 @@ def _read_rows(path: Path, gaps: list[str], *, optional: bool = False) -> list[R
     return rows
 
 
-def _row(line: str) -> Row | None:
+def parsed(line: str) -> Row | None:
+    """The object a line holds, its strings visible; None for anything else."""
     try:
         row = json.loads(line)
         return _clean(row) if isinstance(row, dict) else None

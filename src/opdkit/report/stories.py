@@ -16,7 +16,7 @@ def introduction(run: Run) -> str:
     what = _INTRODUCTIONS.get(run.story, _other)(run)
     tokens = response_tokens(run)
     amount = f", about {shown(tokens)} response tokens" if tokens else ""
-    return f"{_student(run)} {what}: {_steps(run)}{amount}."
+    return f"{student(run)} {what}: {_steps(run)}{amount}."
 
 
 def heading(run: Run) -> str:
@@ -35,7 +35,7 @@ def progress(run: Run) -> Verdict:
 def _distill(run: Run) -> str:
     objective = run.config.get("objective.preset")
     aim = f" with the objective “{objective}”" if objective else ""
-    return f"learned from {_teacher(run)} on its own rollouts{_on(run)}{aim}"
+    return f"learned from {teacher(run)} on its own rollouts{_on(run)}{aim}"
 
 
 def _sft(run: Run) -> str:
@@ -73,7 +73,8 @@ _INTRODUCTIONS: Mapping[str, Callable[[Run], str]] = {
 }
 
 
-def _student(run: Run) -> str:
+def student(run: Run) -> str:
+    """What the student is called in a sentence."""
     return _model(run.config.get("student.model") or run.config.get("student") or "An unnamed student")
 
 
@@ -84,12 +85,13 @@ def _model(name: object) -> str:
     ('Qwen/Qwen3-1.7B', '“tiny”', '“step_4/model”')
     """
     path = PurePath(str(name))
-    if not path.is_absolute():
+    if not path.is_absolute() and len(path.parts) < 3 and ".." not in path.parts:
         return str(name)
     return f"“{path.parent.name}/{path.name}”" if path.name == "model" else f"“{path.name}”"
 
 
-def _teacher(run: Run) -> str:
+def teacher(run: Run) -> str:
+    """What the teacher is called in a sentence."""
     if run.config.get("teacher.type") == "self":
         return "its own earlier copy"
     return _model(run.config.get("teacher.model") or run.config.get("teacher") or "an unnamed teacher")

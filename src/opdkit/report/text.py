@@ -99,3 +99,24 @@ def percent(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.1f}{NBSP}%".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as somebody would say them, two units at most.
+
+    >>> [duration(x) for x in (0.34, 14.2, 95, 760, 12_000, 200_000)]
+    ['0.34\xa0s', '14\xa0s', '1\xa0min 35\xa0s', '12\xa0min', '3\xa0h 20\xa0min', '2\xa0d 7\xa0h']
+    """
+    if seconds is None:
+        return "–"
+    if 0 < seconds < 1e-3:
+        return f"<{NBSP}1{NBSP}ms"
+    if seconds < 10:
+        return f"{seconds:.2g}{NBSP}s"
+    whole = int(seconds)
+    for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            second = f" {rest}{NBSP}{small}" if rest and whole < 10 * size else ""
+            return f"{whole // size}{NBSP}{unit}{second}"
+    return f"{whole}{NBSP}s"

@@ -79,10 +79,14 @@ def accuracy(run: Run) -> Verdict:
     return Verdict(title, f"{both}. The 95 % intervals do not overlap: accuracy fell.{why}", "bad")
 
 
-def details(run: Run) -> list[str]:
-    """The rest of the story, in reading order; a metric that was not logged is not spoken of."""
-    parts = (_together, _groups, _overlap, _entropy, _recovery, _optimiser, _lengths, _skipped, _findings)
-    return [sentence for part in parts if (sentence := part(run))]
+def details(run: Run, *, recovery: bool = True) -> list[str]:
+    """The rest of the story, in reading order; a metric that was not logged is not spoken of.
+
+    `recovery` is off where the gap recovery was told already, beside what was predicted.
+    """
+    parts = (_together, _groups, _overlap, _entropy, _recovery, _optimiser, _lengths, _skipped)
+    asked = [part for part in parts if recovery or part is not _recovery]
+    return [sentence for part in asked if (sentence := part(run))]
 
 
 def told(what: str, it: Change) -> str:
@@ -177,8 +181,3 @@ def _lengths(run: Run) -> str:
 def _skipped(run: Run) -> str:
     count = skipped(run)
     return f"{count} step{'s' * (count != 1)} skipped for non-finite numbers." if count else ""
-
-
-def _findings(run: Run) -> str:
-    count = len(run.findings)
-    return f"{count} finding{'s' * (count != 1)}, shown below." if count else ""

@@ -30,7 +30,7 @@ from opdkit.run.lock import LOCK, hold_lock
 from opdkit.run.rows import Row, as_lines, keep_rows, read_rows, to_json
 from opdkit.types import Finding, UserError
 
-__all__ = ["MARKER", "RunFolder", "environment"]
+__all__ = ["MARKER", "RunFolder", "check_beside", "environment"]
 
 MARKER = ".opd-run"
 _MARKER_TEXT = "A run folder of opdkit. Nothing is ever deleted in a folder without this file.\n"
@@ -38,6 +38,15 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _ROLLOUTS = re.compile(r"step_(\d+)\.jsonl")
 _STREAMS = ("metrics.jsonl", "eval.jsonl", "findings.jsonl", "sequences.jsonl")
 _UNFINISHED = {LOCK, "config.toml", "env.json"}  # what a creation that was killed may leave: no marker yet
+
+
+def check_beside(run: Path) -> Path:
+    """Where `opd check` leaves its document: beside the folder of a run that is not there yet.
+
+    >>> check_beside(Path("runs/first")).as_posix()
+    'runs/first.check.json'
+    """
+    return run.with_name(f"{run.name}.check.json")
 
 
 class RunFolder:
@@ -90,7 +99,7 @@ class RunFolder:
     def abandon(self) -> None:
         """Take back a creation that led nowhere: the name is free again, and the folder is no run."""
         assert self._release is not None and self._release.alive, "opened for reading, or closed"
-        for name in (MARKER, "env.json", "config.toml"):
+        for name in (MARKER, "check.json", "env.json", "config.toml"):
             (self.path / name).unlink(missing_ok=True)
         self.close()
 
@@ -105,6 +114,18 @@ class RunFolder:
         return self.path / "checkpoints"
 
     # --- writing -------------------------------------------------------------------------------------------
+
+    def bring_check(self, *, student: str, teacher: str) -> bool:
+        """check.json: a copy of what `opd check` said before the run, if it lies beside it and is of this pair."""
+        try:
+            text = check_beside(self.path).read_text(encoding="utf-8")
+            told = json.loads(text)
+        except (OSError, ValueError, RecursionError):
+            return False
+        if not isinstance(told, dict) or (told.get("student"), told.get("teacher")) != (student, teacher):
+            return False
+        self.write_text("check.json", text)
+        return True
 
     def log_metrics(self, step: int, row: Mapping[str, Any]) -> None:
         self._append("metrics.jsonl", _stepped(step, row))

@@ -3,7 +3,9 @@ import: readers of parquet, generators and checkers are loaded where they are us
 child."""
 
 from opdkit.tasks.encode import demonstrations, encode, fit
+from opdkit.tasks.layouts import Said
+from opdkit.tasks.rollouts import read_rollouts
 from opdkit.tasks.steps import step_prompts
 from opdkit.tasks.task import Task, load_task
 
-__all__ = ["Task", "demonstrations", "encode", "fit", "load_task", "step_prompts"]
+__all__ = ["Said", "Task", "demonstrations", "encode", "fit", "load_task", "read_rollouts", "step_prompts"]

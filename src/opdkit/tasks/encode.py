@@ -13,18 +13,24 @@ if TYPE_CHECKING:
 
 
 def encode(
-    prompts: Sequence[Prompt], tokenizer: Any, cfg: TaskConfig, *, system: str | None = None
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    cfg: TaskConfig,
+    *,
+    system: str | None = None,
+    renderer: Any = None,
 ) -> list[Prompt]:
     """The prompts with `ids` filled: templated as `cfg` says, then `cfg.prefix` without special tokens.
 
-    `system` is a context that only this reader gets (a teacher's): it comes before the system message the
+    `renderer` is the tokenizer whose chat template writes the text, unset `tokenizer` itself; ids are always
+    `tokenizer`'s. `system` is a context that only this reader gets (a teacher's): it comes before the system message the
     prompt has or `cfg.system` gives, in the same message, for many templates take only one. Raises UserError
     where the tokenizer's template is missing or refuses, and for messages without a template.
     """
     if not prompts:
         return []
     rows = (
-        _templated(prompts, tokenizer, cfg, system)
+        _templated(prompts, tokenizer, renderer or tokenizer, cfg, system)
         if cfg.chat_template
         else _plain(prompts, tokenizer, cfg, system)
     )
@@ -91,14 +97,14 @@ def demonstrations(prompts: Sequence[Prompt], tokenizer: Any, *, stop_ids: Seque
 
 
 def _templated(
-    prompts: Sequence[Prompt], tokenizer: Any, cfg: TaskConfig, system: str | None
+    prompts: Sequence[Prompt], tokenizer: Any, renderer: Any, cfg: TaskConfig, system: str | None
 ) -> list[list[int]]:
-    if not getattr(tokenizer, "chat_template", None):
+    if not getattr(renderer, "chat_template", None):
         raise UserError(
             "the tokenizer has no chat template", hint="task.chat_template=false feeds the text as it is"
         )
     options = {} if cfg.thinking is None else {"enable_thinking": cfg.thinking}
-    texts = [_render(p, tokenizer, _with_system(_messages(p), cfg.system, system), options) for p in prompts]
+    texts = [_render(p, renderer, _with_system(_messages(p), cfg.system, system), options) for p in prompts]
     return tokenizer(texts, add_special_tokens=False)[
         "input_ids"
     ]  # the template has written the special ones

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,30 +20,39 @@ from opdkit.models.load import (
     vocabulary_rows,
 )
 from opdkit.models.sampler import LocalSampler
+from opdkit.run.rows import as_lines
 from opdkit.run.world import World
 from opdkit.tasks import encode, load_task
 from opdkit.train.evaluate import evaluate
-from opdkit.train.prompts import fitting, refuse_unknown_tokens
-from opdkit.types import Prompt, UserError
+from opdkit.train.prompts import fitting, open_renderer, refuse_unknown_tokens
+from opdkit.types import Prompt, Rollout, UserError
 
 
-def examine(config: Config) -> dict[str, Any]:
-    """The evaluation row of `config.student` on `config.task`. UserError where there is nothing to do."""
+def examine(config: Config, *, keep: Path | None = None, training: bool = False) -> dict[str, Any]:
+    """The evaluation row of `config.student` on `config.task`. UserError where there is nothing to do.
+
+    `training`: the training prompts instead of the held-out ones. `keep`: a JSONL file for the responses, as
+    `opd diagnose` and `story=sft` read them; of training prompts only those that came to an end, for what is
+    imitated teaches where to stop.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
+    if keep is not None:
+        _writable(keep)
     with load_task(config.task) as task:
-        if not task.evaluation:
+        if not training and not task.evaluation:
             hint = "task.eval_path=FILE" if config.task.type == "file" else "task.eval_size=100"
             raise UserError("the task has no evaluation prompts", hint=hint)
-        prompts = _prompts(config, task)
+        asked = task.train if training else task.evaluation
+        prompts = _prompts(config, asked)
         check_weights(config.student)
         loaded = open_model(config.student, device=device)
-        world = World(device)
+        world, kept = World(device), _Keeping(LocalSampler(loaded), task)
         try:
             row = evaluate(
-                LocalSampler(loaded),
-                task,
+                kept.sampler,
+                kept,
                 prompts,
                 cfg=config.eval,
                 sampling=config.sampling,
@@ -49,13 +61,64 @@ def examine(config: Config) -> dict[str, Any]:
             )
         finally:
             world.close()
-    return {**row, "prompts_dropped": len(task.evaluation) - len(prompts)}
+        row |= {"prompts_dropped": len(asked) - len(prompts)}
+        if keep is not None:
+            rows = [_row(r) for r in kept.rollouts if not training or r.finish_reason == "stop"]
+            row["responses_left_out"] = len(kept.rollouts) - len(rows)
+            keep.write_bytes(as_lines(rows))
+    return row
 
 
-def _prompts(config: Config, task: Any) -> list[Prompt]:
+class _Keeping:
+    """The task as `evaluate` sees it, holding on to what was graded."""
+
+    def __init__(self, sampler: LocalSampler, task: Any):
+        self.sampler, self.task = sampler, task
+        self.rollouts: list[Rollout] = []
+
+    @property
+    def graded(self) -> bool:
+        return self.task.graded
+
+    def grade(self, rollouts: Any) -> list[Rollout]:
+        self.rollouts = self.task.grade(rollouts)
+        return self.rollouts
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    prompt = rollout.prompt
+    said = prompt.text if prompt.text is not None else [dict(m) for m in prompt.messages or ()]
+    grade = rollout.grade
+    return {
+        # A prompt with several responses is several rows, each with an id of its own.
+        "id": prompt.id if rollout.sample == 0 else f"{prompt.id}#{rollout.sample}",
+        "prompt_id": prompt.id,
+        "group": prompt.group,
+        "prompt": said,
+        "answer": prompt.answer,
+        "response": rollout.text,
+        "finish_reason": rollout.finish_reason,
+        "score": None if grade is None else grade.score,
+        "prompt_ids": list(prompt.ids),
+        "response_ids": list(rollout.response_ids),
+    }
+
+
+def _writable(path: Path) -> None:
+    if path.exists():
+        raise UserError(
+            f"{path} is there already", hint=f"--out another file, or rm {shlex.quote(str(path))}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}", hint="--out another file") from error
+
+
+def _prompts(config: Config, asked: Sequence[Prompt]) -> list[Prompt]:
     """Encoded, those that leave room for a response."""
     model, tokenizer = open_config(config.student), open_tokenizer(config.student)
-    prompts = encode(task.evaluation, tokenizer, config.task)
+    prompts = encode(asked, tokenizer, config.task, renderer=open_renderer(config, tokenizer))
     refuse_unknown_tokens(prompts, tokenizer, rows=vocabulary_rows(tokenizer, model))
     key = "sampling.max_tokens" if config.eval.max_tokens is None else "eval.max_tokens"
     length = config.eval.max_tokens or config.sampling.max_tokens

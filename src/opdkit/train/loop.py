@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from opdkit.config import Config
+from opdkit.diagnostics import Monitor
 from opdkit.models.load import pick_device
 from opdkit.models.sampler import LocalSampler
 from opdkit.run.checkpoint import save_checkpoint
@@ -36,7 +37,7 @@ from opdkit.train.learner import Update
 from opdkit.train.look import tokens_of
 from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
 from opdkit.train.stage import Stage, set_stage
-from opdkit.types import Finding, Rollout
+from opdkit.types import Finding, Rollout, RunError
 
 
 class Talk(Protocol):
@@ -66,8 +67,12 @@ def run_story(config: Config, *, resume: Path | None = None, talk: Talk | None =
     try:
         with Stop() as stop, load_task(config.task) as task:
             stage = set_stage(config, world=world, task=task, stop=stop, resume=resume)
-            with stage.folder or nullcontext():
-                return _loop(stage, stop, (talk if world.main else None) or Silent())
+            told = (talk if world.main else None) or Silent()
+            with stage.folder or nullcontext(), stage.trackers:
+                code = _loop(stage, stop, told)
+                stage.trackers.close()
+                _tell_of_trackers(stage, told)
+                return code
     finally:
         world.close()
 
@@ -77,6 +82,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     teacher_head = None if stage.teacher is None else stage.teacher.head
     done = saved = stage.start
     _open(stage, talk)
+    monitor = _watch(stage, talk)
     _publish(stage)
     try:
         _examine(stage, done, talk)  # before the first step, or what a stopped run left out
@@ -105,16 +111,23 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
             row = _row(stage, done, update, rollouts, seconds)
             if stage.folder is not None:
                 stage.folder.log_metrics(done, row)
+                stage.trackers.metrics(row)
             if due(done, cfg.save.rollouts_every):
                 _keep_rollouts(stage, done, rollouts, update, looks)
             talk.step(row, cfg.steps)
-            for finding in _step_findings(stage, done, skipped=update.skipped, row=row):
+            findings = _step_findings(stage, done, row=row) + ([] if monitor is None else monitor.see(row))
+            for finding in findings:
                 _tell(stage, finding, talk)
+            _tell_of_trackers(stage, talk)
 
             if due(done, cfg.save.every) or done == cfg.steps:
                 save(stage, done)
                 saved = done
             _examine(stage, done, talk)  # after saving: being cut off costs no step
+            if done < cfg.steps and (why := _critical(stage, findings)):
+                if done > saved:
+                    save(stage, done)
+                raise _halted(cfg, done, why)
             if done < cfg.steps and stage.world.any(stop.requested):
                 raise Stopped
             began = time.perf_counter()
@@ -168,6 +181,32 @@ def _open(stage: Stage, talk: Talk) -> None:
         talk.note(f"going on after step {start}")
 
 
+def _watch(stage: Stage, talk: Talk) -> Monitor | None:
+    """The monitor, with the rows of a resumed run behind it. One rank watches: all have the same rows."""
+    if stage.folder is None or not stage.config.health.enabled:
+        return None
+    monitor = Monitor.of(stage.config)
+    for finding in monitor.replay(stage.folder.read_metrics(), stage.folder.read_findings()):
+        _tell(stage, finding, talk)
+    return monitor
+
+
+def _critical(stage: Stage, findings: Sequence[Finding]) -> list[str]:
+    """What this step's findings say that is reason to stop, the same on every rank; [] where none is asked to."""
+    if stage.config.health.on_critical == "go_on":
+        return []
+    said = [f"{finding.name}: {finding.message}" for finding in findings if finding.severity == "error"]
+    told: list[list[str]] = stage.world.gather(said)
+    return told[0]
+
+
+def _halted(cfg: Config, done: int, why: Sequence[str]) -> RunError:
+    return RunError(
+        f"stopped after step {done}, saved, because health.on_critical = stop; {'; '.join(why)}",
+        hint=f"look: opd report {cfg.run}; go on all the same: opd train --resume {cfg.run}",
+    )
+
+
 def _farewell(cfg: Config, done: int) -> str:
     where = f"after step {done}, saved" if done else "before the first step"
     return f"stopped by a signal {where}; go on with: opd train --resume {cfg.run}"
@@ -218,6 +257,7 @@ def _examine(stage: Stage, done: int, talk: Talk) -> None:
         row |= {f"teacher_{name}": value for name, value in _examined(stage, sampler).items()}
     if folder is not None:
         folder.log_eval(row)
+        stage.trackers.evaluation(row)
     talk.evaluation(row)
 
 
@@ -273,20 +313,9 @@ def _refresh_teacher(stage: Stage, done: int) -> None:
         stage.teacher.adopt(stage.learner.weights())
 
 
-def _step_findings(stage: Stage, done: int, *, skipped: bool, row: dict[str, float]) -> list[Finding]:
+def _step_findings(stage: Stage, done: int, *, row: dict[str, float]) -> list[Finding]:
+    """What the loop itself saw in this step, and the monitor cannot see in rows."""
     found = []
-    if skipped:
-        numbers: dict[str, float] = {name: row[name] for name in ("loss", "grad_norm") if name in row}
-        found.append(
-            Finding(
-                name="skipped_step",
-                severity="warning",
-                message="the loss or its gradient was not finite; the update was left out",
-                numbers=numbers,
-                remedy=f"opd train --resume {stage.config.run}  # with a lower optim.lr if it comes again",
-                step=done,
-            )
-        )
     if done == 1 and stage.teacher is not None and stage.teacher.rounding_kl is not None:
         found.append(
             Finding(
@@ -300,7 +329,13 @@ def _step_findings(stage: Stage, done: int, *, skipped: bool, row: dict[str, flo
     return found
 
 
+def _tell_of_trackers(stage: Stage, talk: Talk) -> None:
+    for finding in stage.trackers.failures():
+        _tell(stage, finding, talk)
+
+
 def _tell(stage: Stage, finding: Finding, talk: Talk) -> None:
     if stage.folder is not None:
         stage.folder.log_finding(finding)
-    talk.note(f"{finding.severity}: {finding.message}" + (f"  [{finding.remedy}]" if finding.remedy else ""))
+    word = "critical" if finding.severity == "error" else finding.severity  # "error:" is how a command ends
+    talk.note(f"{word}: {finding.message}" + (f"  [{finding.remedy}]" if finding.remedy else ""))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from opdkit.config import Config
-from opdkit.models.load import context_length, open_config, open_stop_ids
+from opdkit.models.load import context_length, open_config, open_stop_ids, open_tokenizer
 from opdkit.tasks import demonstrations, encode, fit
 from opdkit.train.plan import Plan
 from opdkit.types import Finding, Prompt, Rollout, UserError
@@ -39,15 +39,37 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
             f"story {config.story!r} lives on scores, and the task has no grader",
             hint="task.grader=exact, regex or math, with an answer in every row",
         )
-    train, exam = encode(task.train, plan.tokenizer, cfg), encode(task.evaluation, plan.tokenizer, cfg)
+    renderer = open_renderer(config, plan.tokenizer)
+    train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
+    exam = encode(task.evaluation, plan.tokenizer, cfg, renderer=renderer)
     refuse_unknown_tokens([*train, *exam], plan.tokenizer, rows=plan.rows)
     student = context_length(open_config(config.student))
     if config.story == "sft":
         return _to_imitate(config, plan, train, exam, student)
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
     exam, more = _examined(config, exam, student)
-    kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, student)
+    kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, student, renderer)
     return Prompts(kept, exam, teacher_ids, (*findings, *more, *others, *_ungraded(task)))
+
+
+def open_renderer(config: Config, tokenizer: Any) -> Any:
+    """Whose chat template writes the prompts: the student's, whose `tokenizer` is given, or the teacher's.
+
+    A student's own copy has the student's. UserError where there is no teacher, or it has no template.
+    """
+    if config.task.render == "student" or not config.task.chat_template:
+        return tokenizer
+    if config.teacher is None:
+        raise UserError("task.render=teacher, but there is no teacher", hint="task.render=student")
+    if config.teacher.type == "self":
+        return tokenizer
+    theirs = open_tokenizer(config.teacher)
+    if not getattr(theirs, "chat_template", None):
+        raise UserError(
+            f"task.render=teacher, but the tokenizer of {config.teacher.model} has no chat template",
+            hint="task.render=student, or task.chat_template=false",
+        )
+    return theirs
 
 
 def _to_imitate(
@@ -138,7 +160,7 @@ def refuse_unknown_tokens(prompts: Sequence[Prompt], tokenizer: Any, *, rows: in
 
 
 def _as_the_teacher_reads(
-    prompts: list[Prompt], config: Config, plan: Plan, student: int
+    prompts: list[Prompt], config: Config, plan: Plan, student: int, renderer: Any
 ) -> tuple[list[Prompt], dict[str, tuple[int, ...]], list[Finding]]:
     """Prompts the teacher has room for as well, and what it reads where it has a context of its own."""
     cfg = config.teacher
@@ -151,7 +173,7 @@ def _as_the_teacher_reads(
         )
         return kept, {}, findings
     bare = [replace(p, ids=()) for p in prompts]
-    read = encode(bare, plan.tokenizer, config.task, system=cfg.context)
+    read = encode(bare, plan.tokenizer, config.task, system=cfg.context, renderer=renderer)
     refuse_unknown_tokens(read, plan.tokenizer, rows=plan.rows)
     read, findings = fitting(read, context=context, max_tokens=config.sampling.max_tokens, reader="teacher")
     ids = {p.source: p.ids for p in read}

@@ -21,6 +21,7 @@ from opdkit.models.teacher import LocalTeacher, frozen_copy
 from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
 from opdkit.run.folder import RunFolder, environment
 from opdkit.run.signals import Stop
+from opdkit.run.trackers import Trackers, erase_mirrors, require_trackers
 from opdkit.run.world import World
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
 from opdkit.train.imitate import Demonstrations, Rounds
@@ -50,6 +51,7 @@ class Stage:
     task: Any
     exam: Sequence[Prompt]
     folder: RunFolder | None
+    trackers: Trackers  # none on those ranks
     start: int
     learner: Learner
     sampler: Stoppable
@@ -61,17 +63,23 @@ class Stage:
 
 def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Path | None = None) -> Stage:
     """Raises UserError for input that cannot work, before weights are read and a run folder is made."""
+    require_trackers(config.track)
     plan = make_plan(config)
     prompts = encoded_prompts(config, task, plan)
     _check_weights(config, resume)
     folder = _open_folder(config, resume, world)
+    trackers = Trackers()
     try:
         saved, skipped = _saved(config, resume) if resume is not None else (None, ())
         if resume is not None and folder is not None:
             _rewind(folder, config, saved)
-        return _set(config, plan, world, stop, task, prompts, folder, saved, (*prompts.findings, *skipped))
+        trackers = _open_trackers(config, folder, world)
+        findings = (*prompts.findings, *skipped)
+        return _set(config, plan, world, stop, task, prompts, folder, trackers, saved, findings)
     except BaseException as error:
+        trackers.close()
         if folder is not None and resume is None and isinstance(error, UserError):
+            erase_mirrors(folder.path)
             folder.abandon()  # nothing has begun: the name is free for the next try
         if folder is not None:
             folder.close()
@@ -86,6 +94,7 @@ def _set(
     task: Any,
     prompts: Prompts,
     folder: RunFolder | None,
+    trackers: Trackers,
     saved: Saved | None,
     findings: tuple[Finding, ...],
 ) -> Stage:
@@ -106,6 +115,7 @@ def _set(
         task,
         prompts.exam,
         folder,
+        trackers,
         start,
         learner,
         sampler,
@@ -173,12 +183,28 @@ def _open_folder(config: Config, resume: Path | None, world: World) -> RunFolder
                 folder = RunFolder.open(resume)
             else:
                 folder = RunFolder.create(config.run, config_toml=dump_toml(config), env=environment())
+                if config.teacher is not None and config.teacher.type == "local":
+                    folder.bring_check(student=config.student.model, teacher=config.teacher.model)
         except UserError as error:
             refusal = {"message": str(error), "hint": error.hint}
     told = world.gather(refusal)[0]
     if told is not None:
         raise UserError(told["message"], hint=told["hint"])
     return folder
+
+
+def _open_trackers(config: Config, folder: RunFolder | None, world: World) -> Trackers:
+    """On the rank that writes; others hear of a refusal and stop as well."""
+    trackers, refusal = Trackers(), None
+    if folder is not None:
+        try:
+            trackers = Trackers.open(config.track, folder=folder, config=config.model_dump(mode="json"))
+        except UserError as error:
+            refusal = {"message": str(error), "hint": error.hint}
+    told = world.gather(refusal)[0]
+    if told is not None:
+        raise UserError(told["message"], hint=told["hint"])
+    return trackers
 
 
 def _saved(config: Config, resume: Path) -> tuple[Saved | None, tuple[Finding, ...]]:

@@ -1,0 +1,61 @@
+"""What `opd check` and `opd diagnose` are told: a config, options over it, and how to name the pair again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from opdkit.config import Config, LocalTeacher, load_config
+from opdkit.types import UserError
+
+
+def pair(
+    path: Path | None,
+    changes: Sequence[str],
+    *,
+    student: str | None,
+    teachers: Sequence[str],
+    prompts: Path | None,
+) -> tuple[Config, list[LocalTeacher]]:
+    """The configuration with the first teacher, and all teachers: the config's, or those of the options.
+
+    Raises UserError where a student, teacher or prompts are missing.
+    """
+    options = []
+    if student is not None:
+        options.append(f"student={json.dumps(student)}")
+    if teachers:
+        options.append(f"teacher={json.dumps(teachers[0])}")
+    if prompts is not None:
+        options.append(f"task={json.dumps(str(prompts))}")
+    if path is None and not changes and not (student and teachers and prompts):
+        raise UserError(
+            "no pair was given",
+            hint="opd check CONFIG.toml, or opd check --student S --teacher T --prompts FILE",
+        )
+    config = load_config(path, [*options, *changes])
+    first = config.teacher
+    if first is None:
+        raise UserError("there is no teacher to check", hint="--teacher MODEL, or teacher=MODEL")
+    if first.type != "local":
+        raise UserError(
+            "a teacher that is the student's own copy has nothing to be checked against",
+            hint="--teacher MODEL",
+        )
+    return config, [first, *(first.model_copy(update={"model": name}) for name in teachers[1:])]
+
+
+def source_of(
+    path: Path | None,
+    changes: Sequence[str],
+    *,
+    student: str | None,
+    teacher: str | None,
+    prompts: Path | None,
+) -> str:
+    """How the user named the pair, to be typed again."""
+    named = (("--student", student), ("--teacher", teacher), ("--prompts", prompts))
+    options = [part for key, value in named if value is not None for part in (key, str(value))]
+    return shlex.join([*([str(path)] if path is not None else []), *options, *changes])
