@@ -36,7 +36,8 @@ from opdkit.types import Finding, Grade, Prompt, Rollout, UserError
 
 TESTBED = Path(__file__).parents[1] / "configs" / "testbed-success.toml"
 REMEDIES = {
-    n: f"do {n}" for n in ("go", "teacher", "length", "align", "more", "rehearse", "cold_start", "check")
+    n: f"do {n}"
+    for n in ("go", "teacher", "length", "align", "more", "rehearse", "longer", "cold_start", "check")
 }
 
 
@@ -394,6 +395,10 @@ def test_what_a_budget_buys() -> None:
 
     assert size_of(config(64), budget=None, available=1000).prompts == 64
     assert size_of(config(64), budget=None, available=1000).tokens == 8192
+    assert size_of(config(16), budget=None, available=1000).rollouts == 512, (
+        "short responses, tiny models: more of them"
+    )
+    assert size_of(config(16), budget=None, available=1000, each=1e9).rollouts == 128
     assert size_of(config(7168), budget=None, available=1000).prompts == 64
     assert size_of(config(64), budget=2048, available=1000).rollouts == 32
     assert size_of(config(64), budget=10**6, available=5).prompts == 5

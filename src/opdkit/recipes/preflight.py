@@ -37,7 +37,7 @@ MIN_PROMPTS = 8
 PROMPTS, RESPONSES = 64, 2
 MOST_RESPONSES = 4
 SMALL = 1e11
-"""Response tokens × weights of a rehearsal that is made without being asked for."""
+"""Tokens × weights that count as cheap: of the responses of a rehearsal made without being asked for, of a larger draw."""
 STREAM = -4
 """The `step` of the probe's draws."""
 
@@ -59,8 +59,10 @@ class Size:
         return self.rollouts * self.max_tokens
 
 
-def size_of(config: Config, *, budget: int | None, available: int) -> Size:
-    """What a budget of response tokens buys; unset: 64 prompts × 2, and up to 8,192 tokens where responses are short.
+def size_of(config: Config, *, budget: int | None, available: int, each: float = 0.0) -> Size:
+    """What a budget of response tokens buys; unset: 64 prompts × 2, and 8,192 tokens where that is cheap.
+
+    `each`: tokens of a prompt and its response × weights; 8,192 tokens are cheap where all that reading is below `SMALL`.
 
     Two responses at least: what a prompt's other responses scored is the baseline of the slope.
     UserError where the budget does not buy 8 prompts.
@@ -72,7 +74,9 @@ def size_of(config: Config, *, budget: int | None, available: int) -> Size:
             f"--budget {budget} buys too little: {MIN_PROMPTS} prompts × {RESPONSES} responses of {longest} tokens are {least}",
             hint=f"--budget {least}, or sampling.max_tokens={max(1, budget // (MIN_PROMPTS * RESPONSES))}",
         )
-    tokens = budget if budget is not None else max(8192, PROMPTS * RESPONSES * longest)
+    usual = PROMPTS * RESPONSES * longest
+    many = max(8192, usual)
+    tokens = budget if budget is not None else many if each * many / longest <= SMALL else usual
     responses = MOST_RESPONSES if tokens // (MOST_RESPONSES * longest) >= PROMPTS else RESPONSES
     return Size(min(available, tokens // (responses * longest)), responses, longest)
 
@@ -115,6 +119,7 @@ def check(
             config,
             cfgs[sound[0]],
             task,
+            teachers=len(sound),
             budget=budget,
             continuation=continuation,
             rehearsal=rehearsal,
@@ -153,18 +158,24 @@ class _Probe:
         with_teacher: Config,
         task: Task,
         *,
+        teachers: int,
         budget: int | None,
         continuation: bool,
         rehearsal: int | None,
         say: Say,
     ):
         self.config, self.task, self.continuation, self.say = config, task, continuation, say
+        self.teachers = teachers
         plan = make_plan(with_teacher)
         check_weights(config.student)
         self.prompts = list(encoded_prompts(with_teacher, task, plan).train)
-        self.size = size_of(config, budget=budget, available=len(self.prompts))
         self.device = pick_device(config.device)
         self.student = open_model(config.student, device=self.device)
+        self.weights = sum(p.numel() for p in self.student.model.parameters())
+        some = self.prompts[:PROMPTS]
+        length = sum(len(p.ids) for p in some) / max(len(some), 1) + config.sampling.max_tokens
+        each = self.weights * length
+        self.size = size_of(config, budget=budget, available=len(self.prompts), each=each)
         self.sampler = LocalSampler(self.student)
         self.sampling = config.sampling.model_copy(update={"responses": self.size.responses})
         self.rehearsal = self._rehearsal() if rehearsal is None else rehearsal
@@ -175,23 +186,27 @@ class _Probe:
     def _rehearsal(self) -> int:
         """30 steps where that is a matter of seconds anywhere: decided by size, never by the clock."""
         rollouts = STEPS * self.config.prompts_per_step * self.config.sampling.responses
-        weights = sum(p.numel() for p in self.student.model.parameters())
-        return STEPS if rollouts * self.size.max_tokens * weights <= SMALL else 0
+        return STEPS if rollouts * self.size.max_tokens * self.weights <= SMALL else 0
 
     def _announced(self) -> Cost:
-        """A small draw is timed; reading costs about what drawing does, a grader doubles both."""
-        some = self.prompts[:4]
+        """A small draw and a small reading are timed. Teachers draw where there is a grader, and are compared in pairs."""
+        some, n = self.prompts[:4], self.teachers
         short = self.sampling.model_copy(update={"responses": 1, "max_tokens": 8, "min_tokens": 0})
         self.sampler.sample(some, sampling=short, seed=self.config.seed, step=STREAM)
         began = time.perf_counter()
-        self.sampler.sample(some, sampling=short, seed=self.config.seed, step=STREAM)
+        drawn = self.sampler.sample(some, sampling=short, seed=self.config.seed, step=STREAM)
+        between = time.perf_counter()
+        ours = self._reader(self.student, self.config.sampling.temperature)
+        self._read(drawn, ours, ours)
+        reading = (time.perf_counter() - between) * self.size.rollouts / max(len(some), 1)
         rows = min(self.size.rollouts, self.sampling.batch_rows)
-        per_step = (time.perf_counter() - began) / 8 * max(1.0, rows / 16)
+        per_step = (between - began) / 8 * max(1.0, rows / 16)
         steps = self.size.max_tokens * -(-self.size.rollouts // rows)
-        seconds = per_step * steps * (3 if self.task.graded else 2)
+        draws = 1 + (n if self.task.graded else 0)
+        seconds = per_step * steps * draws + reading * (n + n * (n - 1))
         each = self.config.prompts_per_step * self.config.sampling.responses / max(self.size.rollouts, 1)
         whole = STEPS * 4 * each * per_step * steps  # a step draws, reads and goes back
-        seconds += whole * self.rehearsal / STEPS
+        seconds += n * whole * self.rehearsal / STEPS
         cost = Cost(self.size.rollouts, self.size.tokens, seconds)
         also = f", {cost.rollouts} responses of each teacher" if self.task.graded else ""
         self.say(
