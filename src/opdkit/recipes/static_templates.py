@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opdkit.recipes.static_read import PROBES, REFUSED, Side, Subject, render
+from opdkit.report.text import common_start
 from opdkit.types import Finding
 
 PAPER = "arXiv 2604.13016, 5.2"  # prompts in the teacher's template
@@ -51,12 +52,7 @@ def _first_difference(ours: str, theirs: str) -> int | None:
     >>> _first_difference("abc", "abd"), _first_difference("ab", "abc"), _first_difference("", "")
     (2, 2, None)
     """
-    if ours == theirs:
-        return None
-    return next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-        min(len(ours), len(theirs)),
-    )
+    return None if ours == theirs else common_start(ours, theirs)
 
 
 def side_by_side(row: Rendering, *, before: int = 24, after: int = 48) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from opdkit.report.read import Row, Run, read_check, read_table
+from opdkit.report.read import CHECK, Row, Run, read_check, read_table
 from opdkit.report.tail import Newest, Tail, newest_checkpoint
 from opdkit.report.text import number
 
@@ -115,7 +115,7 @@ class Following:
             rollouts={},
             gaps=(),
         )
-        return replace(run, check=read_check(self.path / "check.json", []))
+        return replace(run, check=read_check(self.path / CHECK, []))
 
 
 def _grown(rows: list[Row], tail: Tail) -> list[Row]:

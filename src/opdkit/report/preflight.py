@@ -14,7 +14,7 @@ from opdkit.report.panels import Panel, groups
 from opdkit.report.plots import Figure, Key, Trace, curve, short
 from opdkit.report.read import Row, Run
 from opdkit.report.tables import Table
-from opdkit.report.text import duration, number, percent, shown, visible
+from opdkit.report.text import common_start, duration, number, percent, shown, visible
 from opdkit.report.words import Tone, Verdict
 
 TITLES: Mapping[str, tuple[str, Tone]] = {
@@ -209,21 +209,11 @@ def renderings(check: Mapping[str, Any]) -> list[Rendered]:
         first = row.get("first")
         apart = isinstance(first, int)
         thinking = {True: ", thinking on", False: ", thinking off"}.get(row.get("thinking"), "")  # type: ignore[arg-type]
-        at = _shared(texts[0][1], texts[1][1])
+        at = common_start(texts[0][1], texts[1][1])
         says = f"they differ from character {first} on" if apart else "the same text"
         sides = [(who, text[:at], text[at:]) for who, text in texts]
         found.append(Rendered(f"{row.get('probe')}{thinking}", says, apart, sides))
     return sorted(found, key=lambda it: not it.apart)
-
-
-def _shared(one: str, other: str) -> int:
-    """How many characters both begin with.
-
-    >>> _shared("abc", "abd"), _shared("ab", "ab")
-    (2, 2)
-    """
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def continuation(check: Mapping[str, Any]) -> Table:

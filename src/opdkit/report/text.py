@@ -16,6 +16,16 @@ _SECRET_TEXT = [
 ]
 
 
+def common_start(one: str, other: str) -> int:
+    """How many characters both begin with.
+
+    >>> common_start("abc", "abd"), common_start("ab", "abc"), common_start("", "")
+    (2, 2, 0)
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def visible(text: str) -> str:
     """Control, bidi and other invisible characters spelt out; a page then shows what the text holds.
 

@@ -115,17 +115,15 @@ class RunFolder:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def bring_check(self, *, student: str, teacher: str) -> bool:
+    def bring_check(self, *, student: str, teacher: str) -> None:
         """check.json: a copy of what `opd check` said before the run, if it lies beside it and is of this pair."""
         try:
             text = check_beside(self.path).read_text(encoding="utf-8")
             told = json.loads(text)
         except (OSError, ValueError, RecursionError):
-            return False
-        if not isinstance(told, dict) or (told.get("student"), told.get("teacher")) != (student, teacher):
-            return False
-        self.write_text("check.json", text)
-        return True
+            return
+        if isinstance(told, dict) and (told.get("student"), told.get("teacher")) == (student, teacher):
+            self.write_text("check.json", text)
 
     def log_metrics(self, step: int, row: Mapping[str, Any]) -> None:
         self._append("metrics.jsonl", _stepped(step, row))
