@@ -15,10 +15,11 @@ FLOORS = {
     "tasks": 3, "support": 3,
     "objectives": 4, "diagnostics": 4, "run": 4,
     "models": 5, "report": 5,
-    "train": 6, "serve": 6,
-    "recipes": 7, "integrations": 7,
-    "studies": 8,
-    "cli": 9,
+    "engines": 6,
+    "train": 7, "serve": 7,
+    "recipes": 8, "integrations": 8,
+    "studies": 9,
+    "cli": 10,
 }  # fmt: skip
 
 

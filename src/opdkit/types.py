@@ -143,6 +143,7 @@ class Scores:
     at_logp: Float[Tensor, "T S"] | None = None
     entropy: Float[Tensor, " T"] | None = None
     hidden: Float[Tensor, "T D"] | None = None
+    teacher: str = ""  # which of several gave it
 
 
 @dataclass(frozen=True)

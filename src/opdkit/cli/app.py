@@ -319,6 +319,51 @@ def watch(
     raise typer.Exit(follow(run, every=every, once=once, wait=wait, as_json=as_json))
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or model folder.")],
+    host: Annotated[
+        str, typer.Option(help="Address; beyond this machine only with OPD_SERVE_TOKEN set.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8017,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Hub revision to pin.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:1.")] = "auto",
+    max_top_k: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Widest top-k a request may ask.")
+    ] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Of one request.")] = 1 << 20,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests in the queue; more get 503.")] = 256,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens per forward.")] = 16384,
+    as_json: Json = False,
+) -> None:
+    """Score rollouts for others: a frozen MODEL behind a URL, for teacher.type=server. Ends with Ctrl-C."""
+    try:
+        from opdkit.serve.run import serve as run
+        from opdkit.serve.scoring import Limits
+    except ModuleNotFoundError as error:
+        raise UserError(f"opd serve needs {error.name}", hint="pip install 'opdkit[serve]'") from None
+    from opdkit.config import ModelConfig
+
+    def ready(about: dict[str, object]) -> None:
+        said = json.dumps(about) if as_json else f"serving {model} at {about['url']}"
+        print(said, flush=True)
+        print(f"use it: teacher.type=server teacher.url={about['url']}", file=sys.stderr, flush=True)
+
+    if dtype not in ("float32", "bfloat16", "float64"):
+        raise UserError(f"--dtype {dtype} is unknown", hint="--dtype float32, bfloat16 or float64")
+    with going_on():
+        run(
+            ModelConfig(model=model, dtype=dtype, revision=revision),  # type: ignore[arg-type]
+            host=host,
+            port=port,
+            device=device,
+            batch_tokens=batch_tokens,
+            limits=Limits(tokens=max_tokens, top_k=max_top_k, waiting=max_waiting),
+            ready=ready,
+        )
+
+
 @study.command("build")
 def build_study(
     what: Annotated[

@@ -40,10 +40,12 @@ def pair(
     if first is None:
         raise UserError("there is no teacher to check", hint="--teacher MODEL, or teacher=MODEL")
     if first.type != "local":
-        raise UserError(
-            "a teacher that is the student's own copy has nothing to be checked against",
-            hint="--teacher MODEL",
-        )
+        what = {
+            "self": "a teacher that is the student's own copy has nothing to be checked against",
+            "server": "the check reads a teacher's files and weights, and a served one's are elsewhere",
+            "router": "the check looks at one teacher at a time, and a router has several",
+        }
+        raise UserError(what[first.type], hint="--teacher MODEL, the folder or Hub id of the teacher")
     return config, [first, *(first.model_copy(update={"model": name}) for name in teachers[1:])]
 
 

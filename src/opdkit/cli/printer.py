@@ -90,12 +90,20 @@ def _spoken(step: int, steps: int) -> bool:
     return step in (1, steps) or step % max(1, steps // LINES) == 0
 
 
+def _teacher(cfg: Any) -> str:
+    if cfg is None:
+        return "no teacher"
+    if cfg.type == "self":
+        return "its own earlier copy"
+    if cfg.type == "router":
+        return ", ".join(f"{_teacher(member)} ({name})" for name, member in cfg.teachers.items())
+    return str(cfg.url if cfg.type == "server" else cfg.model)
+
+
 def _plot(config: Any) -> str:
     """What happens to the student in this story."""
     if config.story == "distill":
-        none = "no teacher" if config.teacher is None else "its own earlier copy"
-        teacher = getattr(config.teacher, "model", none)
-        return f"learns from {teacher} · objective {config.objective.preset}"
+        return f"learns from {_teacher(config.teacher)} · objective {config.objective.preset}"
     return {
         "sft": "imitates demonstrations",
         "grpo": "follows its scores, group by group",

@@ -1,6 +1,15 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
+from opdkit.config.models import (
+    LocalTeacher,
+    ModelConfig,
+    Patience,
+    RouterTeacher,
+    SelfTeacher,
+    ServerTeacher,
+    TeacherConfig,
+)
 from opdkit.config.objective import PRESETS, ObjectiveConfig
 from opdkit.config.records import (
     Config,
@@ -10,13 +19,16 @@ from opdkit.config.records import (
     HealthConfig,
     ImproveConfig,
     LearnerConfig,
-    LocalTeacher,
-    ModelConfig,
     OptimConfig,
     PushDownConfig,
-    SamplingConfig,
     SaveConfig,
-    SelfTeacher,
+)
+from opdkit.config.sampling import (
+    LocalSampling,
+    SamplerConfig,
+    SamplingConfig,
+    VllmSampling,
+    VllmServerSampling,
 )
 from opdkit.config.tasks import FileTask, Grader, GymTask, TaskConfig, WorldTask
 
@@ -32,15 +44,23 @@ __all__ = [
     "HealthConfig",
     "ImproveConfig",
     "LearnerConfig",
+    "LocalSampling",
     "LocalTeacher",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "Patience",
     "PushDownConfig",
+    "RouterTeacher",
+    "SamplerConfig",
     "SamplingConfig",
     "SaveConfig",
     "SelfTeacher",
+    "ServerTeacher",
     "TaskConfig",
+    "TeacherConfig",
+    "VllmSampling",
+    "VllmServerSampling",
     "WorldTask",
     "build",
     "dump_table",

@@ -153,9 +153,10 @@ def _unknown_key(where: list[str], origin: str) -> UserError:
     near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(fields))}"
     tag = where[-2] if len(where) == 3 and len(_without_tags(where)) == 2 else None
-    if tag is not None and key in _all_fields(where[0]):  # of another type: what teacher.type=self leaves
+    if tag is not None and (having := _types_with(where[0], key)):  # what teacher.type=self leaves behind
         table = f'{where[0]}={{ type = "{tag}" }}'
-        return UserError(f"'{place}' is no key of type {tag!r}", hint=f"replace the whole table: '{table}'")
+        hint = f"{where[0]}.type={having[0]}, or replace the whole table: '{table}'"
+        return UserError(f"'{place}' is no key of type {tag!r}", hint=hint)
     return UserError(f"unknown key '{place}'{_in(origin)}", hint=hint)
 
 
@@ -163,9 +164,10 @@ def _in(origin: str) -> str:
     return f" on {origin}" if origin == TYPED else f" in {origin}"
 
 
-def _all_fields(union: str) -> set[str]:
-    """Field names of every member of a tagged union: `teacher` or `task`."""
-    return {name for r in _records_in(Config.model_fields[union].annotation) for name in r.model_fields}
+def _types_with(union: str, key: str) -> list[str]:
+    """The `type`s of a tagged union (`teacher`, `task`, `sampling`) that have this key."""
+    records = _records_in(Config.model_fields[union].annotation)
+    return [r.model_fields["type"].default for r in records if key in r.model_fields]
 
 
 def _tags(union: str) -> set[str]:
@@ -181,6 +183,8 @@ def _fields_at(where: Sequence[str]) -> list[str]:
         tagged = [m for m in members if m.model_fields["type"].default == part]
         if tagged:
             record, members = tagged[0], []
+            continue
+        if part not in record.model_fields:  # a name that the user gave: teacher.teachers.NAME
             continue
         members = [m for m in _records_in(record.model_fields[part].annotation)]
         record = members[0]
@@ -199,10 +203,16 @@ def _without_tags(where: Sequence[str]) -> list[str]:
     """Drops union tags: ("teacher", "local", "modle") → teacher.modle."""
     kept: list[str] = []
     for i, part in enumerate(where):
-        is_tag = i > 0 and where[i - 1] in ("teacher", "task") and part in _tags(where[i - 1])
+        union = where[i - 1] if i > 0 else ""
+        if i > 1 and where[i - 2] == "teachers":
+            union = "teacher"
+        is_tag = union in _UNIONS and part in _tags(union)
         if not is_tag:
             kept.append(part)
     return kept
+
+
+_UNIONS = ("teacher", "task", "sampling")
 
 
 def _nearest_file(path: Path) -> str:
@@ -224,17 +234,18 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             return str(folder / value)
         return value
 
-    resolved = dict(data)
-    for key in ("student", "teacher", "task"):
-        value = resolved.get(key)
-        if isinstance(value, str):
-            resolved[key] = near(value)
-        elif isinstance(value, dict):
-            resolved[key] = {
-                k: near(v) if k in ("model", "path", "eval_path", "demonstrations") else v
-                for k, v in value.items()
-            }
-    return resolved
+    def inside(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return near(value)
+        return {k: near(v) if k in _PATHS else each(v) if k == "teachers" else v for k, v in value.items()}
+
+    def each(teachers: Any) -> Any:
+        return {k: inside(v) for k, v in teachers.items()} if isinstance(teachers, dict) else teachers
+
+    return {k: inside(v) if k in ("student", "teacher", "task") else v for k, v in data.items()}
+
+
+_PATHS = ("model", "path", "eval_path", "demonstrations", "against")
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -280,8 +291,18 @@ def _leaf_values(record: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any
         value = getattr(record, name)
         if isinstance(value, BaseModel):
             yield from _leaf_values(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
+            for key, inner in value.items():
+                yield from _leaf_values(inner, f"{prefix}{name}.{_key(key)}.")
         else:
             yield prefix + name, value
+
+
+def _key(name: str) -> str:
+    """A TOML key: quoted where a bare one may not have its characters."""
+    return (
+        name if name and all(c.isascii() and (c.isalnum() or c in "-_") for c in name) else _toml_string(name)
+    )
 
 
 def _toml(value: Any) -> str:

@@ -1,97 +1,17 @@
 """The configuration of a run: strict, frozen records with tagged unions; see `opd train --print-config`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from opdkit.config.base import FilePath, Record, named, tagged
+from opdkit.config.base import FilePath, Record, named
+from opdkit.config.models import ModelConfig, Teacher
 from opdkit.config.objective import ObjectiveConfig
+from opdkit.config.sampling import LocalSampling, Sampling
 from opdkit.config.tasks import Task
 
-Dtype = Literal["float32", "bfloat16", "float64"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class ModelConfig(Record):
-    model: str
-    """Hub id or folder with safetensors."""
-    revision: str | None = None
-    """Hub revision to pin."""
-    dtype: Dtype = "float32"
-    """Of the weights held. Masters stay float32 unless you say otherwise; arithmetic: learner.compute."""
-
-
-class LocalTeacher(Record):
-    """A model in this process."""
-
-    type: Literal["local"] = "local"
-    """`local`, a model in this process, unless given."""
-    model: str
-    """Hub id or folder."""
-    revision: str | None = None
-    """Hub revision to pin."""
-    dtype: Dtype = "float32"
-    """`bfloat16` is faster and smaller; its KL error against float32 is printed after the first batch."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Teacher logits are divided by this."""
-    payload: Literal["hidden", "ids"] = "hidden"
-    """What travels per position: `hidden` states or, as from a server, log-probs at `ids`."""
-    context: str | None = None
-    """A system message only the teacher reads: the same weights under another context are another teacher."""
-    batch_tokens: int = Field(default=16384, ge=1)
-    """Padded tokens per teacher forward."""
-
-
-class SelfTeacher(Record):
-    """The student's own earlier copy."""
-
-    type: Literal["self"] = "self"
-    """`self`, the student's own earlier copy."""
-    every: int = Field(default=0, ge=0)
-    """Copy the student again every so many steps; 0 keeps the copy of step 0."""
-    dtype: Dtype = "float32"
-    """As for a local teacher."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Teacher logits are divided by this."""
-    payload: Literal["hidden", "ids"] = "hidden"
-    """As for a local teacher."""
-    context: str | None = None
-    """A system message only the teacher reads."""
-    batch_tokens: int = Field(default=16384, ge=1)
-    """Padded tokens per teacher forward."""
-
-
-Teacher = Annotated[
-    LocalTeacher | SelfTeacher, Field(discriminator="type"), tagged("local"), named("model", type="local")
-]
-
-
-class SamplingConfig(Record):
-    type: Literal["local"] = "local"
-    """The sampler: `local` decodes in this process."""
-    responses: int = Field(default=4, ge=1)
-    """Responses per prompt, G."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Student logits are divided by this, in sampling, loss and metrics."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus; 1 = off."""
-    top_k: int = Field(default=0, ge=0)
-    """Keep the k most probable tokens; 0 = off."""
-    max_tokens: int = Field(default=256, ge=1)
-    """Longest response."""
-    min_tokens: int = Field(default=0, ge=0)
-    """End tokens are not drawn before this many tokens."""
-    batch_rows: int = Field(default=64, ge=1)
-    """Rows decoded at once."""
-    stop_ids: list[int] | None = None
-    """End tokens; unset takes the generation config's and the tokenizer's."""
-
-    @model_validator(mode="after")
-    def _lengths(self) -> Self:
-        if self.min_tokens > self.max_tokens:
-            raise ValueError("min_tokens is larger than max_tokens (use min_tokens <= max_tokens)")
-        return self
 
 
 class OptimConfig(Record):
@@ -237,7 +157,7 @@ class Config(Record):
     """Where prompts come from and how responses are judged."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Which tokens are compared, by which divergence, through which estimator."""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Sampling = LocalSampling()
     """How rollouts are drawn."""
     optim: OptimConfig = OptimConfig()
     """AdamW and its schedule."""

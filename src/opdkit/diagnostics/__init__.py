@@ -13,7 +13,15 @@ from opdkit.diagnostics.sequence import (
     truncated,
 )
 from opdkit.diagnostics.stopping import stopping
-from opdkit.diagnostics.tally import bin_starts, by_position, by_sequence, concatenate, derived, tally
+from opdkit.diagnostics.tally import (
+    bin_starts,
+    by_position,
+    by_sequence,
+    by_teacher,
+    concatenate,
+    derived,
+    tally,
+)
 from opdkit.diagnostics.teachable import REACH, success_slope, teachable
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "bin_starts",
     "by_position",
     "by_sequence",
+    "by_teacher",
     "concatenate",
     "derived",
     "extremes",

@@ -49,6 +49,36 @@ def by_position(
     )
 
 
+BY_TEACHER = (
+    "reverse_kl",
+    "reverse_kl_sampled",
+    "overlap_ratio",
+    "overlap_mass_student",
+    "overlap_mass_teacher",
+    "entropy_teacher",
+    "entropy_gap",
+)
+"""What is told of each of several teachers."""
+
+
+def by_teacher(
+    measures: Measures, row: Int[Tensor, " M"], *, teachers: Sequence[str], keep: Bool[Tensor, " M"]
+) -> Tally:
+    """`by_teacher/NAME/MEASURE` over each teacher's positions, and `by_teacher/NAME/share`: of all rollouts.
+
+    `teachers` names who scored each rollout; nothing is told where nobody has a name (there is one teacher).
+    """
+    some = {name: measures[name] for name in BY_TEACHER if name in measures}
+    names = sorted({name for name in teachers if name})
+    parts: dict[str, tuple[float, float]] = {}
+    for name in names:
+        mine = torch.tensor([teacher == name for teacher in teachers])
+        found = tally(some, keep=keep & mine[row]).entries
+        parts |= {f"by_teacher/{name}/{measure}": pair for measure, pair in found.items()}
+        parts[f"by_teacher/{name}/share"] = (float(mine.sum()), float(len(teachers)))
+    return Tally(parts)
+
+
 def bin_starts(*, bins: int, max_tokens: int) -> list[int]:
     """First response position of each bin; never more bins than positions.
 

@@ -43,6 +43,7 @@ from opdkit.diagnostics import (
 from opdkit.integrations.trl_rollouts import refuse_unreadable, replace_method, tap
 from opdkit.models.load import describe
 from opdkit.models.pair import Reader, Reading, read_pair
+from opdkit.models.teacher import LocalTeacher
 from opdkit.run.environment import environment
 from opdkit.run.folder import MARKER, RunFolder
 from opdkit.train.look import tokens_of
@@ -196,8 +197,8 @@ class OpdCallback(TrainerCallback):
                 looks = tokens_of(
                     shown,
                     student=student.loaded,
-                    teacher=teacher.loaded,
-                    temperatures=(student.temperature, teacher.temperature),
+                    teacher=LocalTeacher(teacher.loaded, temperature=teacher.temperature, frozen=False),
+                    temperature=student.temperature,
                 )
                 self._folder.log_rollouts(step, sample_rows(step, shown, reading, looks, student))
             self._measured += 1

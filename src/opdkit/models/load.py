@@ -185,7 +185,7 @@ def shared_rows(student: Any, teacher: Any, *, student_config: Any, teacher_conf
     shared. A different map is refused.
     """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
-    differing = _first_differences(ours, theirs)
+    differing = first_differences(ours, theirs)
     if differing:
         raise UserError(
             f"student and teacher read ids differently: {'; '.join(differing)}",
@@ -201,7 +201,7 @@ def shared_rows(student: Any, teacher: Any, *, student_config: Any, teacher_conf
     return shared
 
 
-def _first_differences(ours: Mapping[str, int], theirs: Mapping[str, int], most: int = 3) -> list[str]:
+def first_differences(ours: Mapping[str, int], theirs: Mapping[str, int], most: int = 3) -> list[str]:
     """Ids that both use for different tokens, in words, lowest first."""
     by_id = {i: token for token, i in theirs.items()}
     found = []

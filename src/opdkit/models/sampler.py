@@ -69,6 +69,14 @@ class LocalSampler:
         head = replace(loaded.head, output=model.get_output_embeddings())
         return cls(replace(loaded, model=model, head=head), compute=compute, owned=True)
 
+    @property
+    def shares_weights(self) -> bool:
+        """Its module is the learner's, unless it is a copy."""
+        return not self.owned
+
+    def close(self) -> None:
+        """Nothing to end: no process, no port."""
+
     def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
         """Take the learner's weights (names of its `state_dict`); None where the module is the learner's own.
 

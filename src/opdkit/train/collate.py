@@ -7,6 +7,7 @@ row = [0 0 1 1 1] and depth = [0 1 0 1 2].
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ def _support_at(support: Support | None, index: Tensor, device: torch.device) ->
 
 def _scores_of(scores: Sequence[Scores], device: torch.device) -> Scores:
     """Scores of several rollouts packed one after another."""
-    columns: dict[str, Tensor] = {}
+    columns: dict[str, Any] = {}
     for name in ("sampled", "topk_ids", "topk_logp", "at_ids", "at_logp", "entropy", "hidden"):
         parts = [getattr(s, name) for s in scores]
         present = [p for p in parts if p is not None]

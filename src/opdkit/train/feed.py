@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import Config
+from opdkit.models.contracts import Sampler
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
@@ -117,7 +118,7 @@ class Stoppable:
     step and of an evaluation need not end first: a scheduler's grace of some seconds is enough.
     """
 
-    def __init__(self, sampler: Any, stop: Stop, world: World):
+    def __init__(self, sampler: Sampler, stop: Stop, world: World):
         self.sampler, self.stop, self.world = sampler, stop, world
 
     def sample(self, prompts: Sequence[Prompt], **settings: Any) -> list[Rollout]:
@@ -128,6 +129,10 @@ class Stoppable:
         if self.world.any(self.stop.requested):
             raise Stopped
         return drawn
+
+    @property
+    def shares_weights(self) -> bool:
+        return self.sampler.shares_weights
 
     def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
         self.sampler.sync(state, version=version)

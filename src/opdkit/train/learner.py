@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import LearnerConfig, OptimConfig
-from opdkit.diagnostics import Extremes, by_position, by_sequence, merge, sequence_reward, tally
+from opdkit.diagnostics import Extremes, by_position, by_sequence, by_teacher, merge, sequence_reward, tally
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
 from opdkit.objectives import Likelihood, Objective
@@ -153,6 +153,12 @@ class Learner:
         measures = {name: (s.cpu(), c.cpu()) for name, (s, c) in measures.items()}
         here = tally(measures, keep=batch.trained[index])
         here = here + by_position(measures, batch.depth[index], bins=self.bins, max_tokens=self.max_tokens)
+        here = here + by_teacher(
+            measures,
+            batch.row[index],
+            teachers=[s.teacher for s in batch.scores.get("teacher", ())],
+            keep=batch.trained[index],
+        )
         sequences = dict(by_sequence(measures, batch.row[index], rows=len(batch.rollouts)))
         sequences["sequence_reward"] = _sequence_rewards(batch, notes)
         everywhere = self.summed(here) + Tally({"loss": (loss_sum, count)})

@@ -24,8 +24,9 @@ import torch
 
 from opdkit.config import Config
 from opdkit.diagnostics import Monitor
-from opdkit.models.load import pick_device
+from opdkit.models.load import LoadedModel, pick_device
 from opdkit.models.sampler import LocalSampler
+from opdkit.models.teacher import LocalTeacher
 from opdkit.run.checkpoint import save_checkpoint
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
@@ -142,8 +143,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
 def _publish(stage: Stage) -> None:
     """The sampler's weights become the learner's."""
     with stage.clock.timed("sync"):
-        shared = stage.world.size == 1
-        weights = None if shared else stage.learner.weights()
+        weights = None if stage.sampler.shares_weights else stage.learner.weights()
         stage.sampler.sync(weights, version=stage.learner.version)
 
 
@@ -225,7 +225,7 @@ def save(stage: Stage, done: int) -> None:
     learner = stage.learner
     weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
     teacher, cfg = stage.teacher, stage.config.teacher
-    if teacher is not None and cfg is not None and cfg.type == "self" and cfg.every > 0:
+    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and cfg.every > 0:
         tensors["teacher"] = {k: v.clone() for k, v in teacher.loaded.model.state_dict().items()}
 
     def write(folder: Path) -> None:
@@ -252,7 +252,7 @@ def _examine(stage: Stage, done: int, talk: Talk) -> None:
     if stage.world.any(folder is not None and any(row["step"] == done for row in folder.read_eval())):
         return
     row = {"step": done, **_examined(stage, stage.sampler)}
-    if done == 0 and cfg.eval.teacher and stage.teacher is not None:
+    if done == 0 and cfg.eval.teacher and isinstance(stage.teacher, LocalTeacher):
         sampler = Stoppable(LocalSampler(stage.teacher.loaded), stage.sampler.stop, stage.world)
         row |= {f"teacher_{name}": value for name, value in _examined(stage, sampler).items()}
     if folder is not None:
@@ -284,10 +284,16 @@ def _look(stage: Stage, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
         return []
     return tokens_of(
         rollouts[: stage.config.save.rollouts],
-        student=stage.sampler.sampler.loaded,
-        teacher=stage.teacher.loaded,
-        temperatures=(stage.config.sampling.temperature, stage.teacher.temperature),
+        student=_unsharded(stage),
+        teacher=stage.teacher,
+        temperature=stage.config.sampling.temperature,
     )
+
+
+def _unsharded(stage: Stage) -> LoadedModel:
+    """The student as one process can read it: the sampler's copy under several ranks, else the learner's own."""
+    sampler = stage.sampler.sampler
+    return sampler.loaded if isinstance(sampler, LocalSampler) else stage.learner.student.loaded
 
 
 def _keep_rollouts(
@@ -309,8 +315,9 @@ def _keep_rollouts(
 def _refresh_teacher(stage: Stage, done: int) -> None:
     """A teacher that is the student's earlier copy moves on every `teacher.every` steps."""
     cfg = stage.config.teacher
-    if stage.teacher is not None and cfg is not None and cfg.type == "self" and due(done, cfg.every):
-        stage.teacher.adopt(stage.learner.weights())
+    teacher = stage.teacher
+    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and due(done, cfg.every):
+        teacher.adopt(stage.learner.weights())
 
 
 def _step_findings(stage: Stage, done: int, *, row: dict[str, float]) -> list[Finding]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from opdkit.config import Config, LocalTeacher, SelfTeacher
-from opdkit.models.load import open_config, open_tokenizer, shared_rows, vocabulary_rows
-from opdkit.models.teacher import OFFERS
+from opdkit.config import Config
+from opdkit.models.load import open_config, open_tokenizer, vocabulary_rows
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation, push_down
-from opdkit.types import Needs, UserError
+from opdkit.train.teachers import Offer, offer_of
+from opdkit.types import Finding, Needs, UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Plan:
     teacher_needs: Needs
     early_ids: str | None  # who names candidates before the learner's forward: "sampler", "teacher" or nobody
     tokenizer: Any  # the student's
+    teacher: Offer  # what the teacher told before it was opened; of nothing where there is none
+    findings: tuple[Finding, ...] = ()
 
 
 LIKELIHOODS: dict[str, Callable[[Config], Likelihood]] = {
@@ -52,7 +54,15 @@ def _alone(config: Config) -> Plan:
     rows = vocabulary_rows(tokenizer, open_config(config.student))
     _refuse_wide({"sampling.top_k": config.sampling.top_k}, rows)
     _refuse_stop_ids(config, rows)
-    return Plan(objective, rows, objective.student_needs, Needs(), early_ids=None, tokenizer=tokenizer)
+    return Plan(
+        objective,
+        rows,
+        objective.student_needs,
+        Needs(),
+        early_ids=None,
+        tokenizer=tokenizer,
+        teacher=Offer(Needs(), rows, 1 << 30),
+    )
 
 
 def _with_teacher(config: Config) -> Plan:
@@ -60,43 +70,76 @@ def _with_teacher(config: Config) -> Plan:
         raise UserError(
             "story 'distill' needs a teacher", hint="teacher=FOLDER or a Hub id; or story=sft, grpo, improve"
         )
+    if config.eval.teacher and config.teacher.type in ("server", "router"):
+        raise UserError(
+            "eval.teacher = true, but the teacher's weights are not in this process to answer with",
+            hint="eval.teacher=false, and examine it by itself: opd eval MODEL --task FILE",
+        )
     objective = Objective(config.objective)
-    payload = config.teacher.payload
-    _refuse_unmet(objective, OFFERS[payload], payload)
     student_config, student_tokenizer = open_config(config.student), open_tokenizer(config.student)
-    rows = _shared(config.teacher, student_tokenizer, student_config)
+    offer = offer_of(config, tokenizer=student_tokenizer, student_config=student_config)
+    _refuse_unmet(objective, offer, config)
+    rows = offer.rows
     _refuse_wide(_widths(config), rows)
     _refuse_stop_ids(config, rows)
-    early = _early_ids(objective, payload)
+    early = _early_ids(objective, offer.offers)
     return Plan(
         objective=objective,
         rows=rows,
-        sampler_needs=Needs(sampled=True, top_k=_sampler_width(config, payload, early, rows)),
-        teacher_needs=_teacher_needs(config, payload, objective, early, rows),
+        sampler_needs=Needs(sampled=True, top_k=_sampler_width(config, offer.offers, early, rows)),
+        teacher_needs=_teacher_needs(config, offer.offers, objective, early, rows),
         early_ids=early,
         tokenizer=student_tokenizer,
+        teacher=offer,
+        findings=_narrow(config, offer, rows),
     )
 
 
-def _refuse_unmet(objective: Objective, offers: Needs, payload: str) -> None:
-    unmet = objective.teacher_needs.unmet(offers)
-    if unmet:
-        raise UserError(
-            f'the objective needs {", ".join(unmet)}, but a teacher with payload = "{payload}" gives '
-            "log-probs of sampled tokens, at ids, and its own top-k only",
-            hint='set objective.support = "teacher_top_k" or "student_top_k", or teacher.payload = "hidden"',
+def _refuse_unmet(objective: Objective, offer: Offer, config: Config) -> None:
+    unmet = objective.teacher_needs.unmet(offer.offers)
+    if not unmet:
+        return
+    given = ["of sampled tokens", *(["at ids"] if offer.offers.at_ids else [])]
+    given.append(
+        "and its own top-k only"
+        if offer.offers.top_k > 1 << 20
+        else f"and its own top-{offer.offers.top_k} only"
+    )
+    wide = objective.spec.k if objective.spec.support == "teacher_top_k" else 0
+    raise UserError(
+        f"the objective needs {', '.join(unmet)}, but this teacher gives log-probs {', '.join(given)}",
+        hint=_remedy(config, offer, wide=wide),
+    )
+
+
+def _remedy(config: Config, offer: Offer, *, wide: int) -> str:
+    """What can be typed. A vLLM teacher knows its own top-k; `opd serve` also what is asked for."""
+    if not any(facts.api == "vllm" for facts in offer.served.values()):
+        payload = (
+            ""
+            if config.teacher is None or config.teacher.type == "router"
+            else ', or teacher.payload = "hidden"'
         )
+        return f'set objective.support = "teacher_top_k" or "student_top_k"{payload}'
+    if wide > offer.offers.top_k:
+        return f"objective.k={offer.offers.top_k}, or start vLLM with --max-logprobs {wide}"
+    return 'set objective.support = "teacher_top_k" or "sampled", or serve the teacher with: opd serve MODEL'
 
 
-def _shared(teacher: LocalTeacher | SelfTeacher, student_tokenizer: Any, student_config: Any) -> int:
-    if teacher.type == "self":
-        return vocabulary_rows(student_tokenizer, student_config)
-    teacher_config = open_config(teacher)
-    return shared_rows(
-        student_tokenizer,
-        open_tokenizer(teacher),
-        student_config=student_config,
-        teacher_config=teacher_config,
+def _narrow(config: Config, offer: Offer, rows: int) -> tuple[Finding, ...]:
+    """A server's cap that leaves diagnostics out is told, once, before the run."""
+    wanted = min(rows, max(config.diagnostics.k, *config.diagnostics.ks))
+    if offer.offers.full or offer.offers.top_k >= wanted:
+        return ()
+    cap = offer.offers.top_k
+    return (
+        Finding(
+            name="teacher_top_k_cap",
+            severity="info" if config.diagnostics.k <= cap else "warning",
+            message=f"the teacher sends its top {cap}: overlap at more than {cap} tokens is not measured",
+            numbers={"cap": cap, "wanted": wanted},
+            remedy=f"start vLLM with --max-logprobs {wanted}, or: opd serve MODEL --max-top-k {wanted}",
+        ),
     )
 
 
@@ -127,27 +170,34 @@ def _refuse_stop_ids(config: Config, rows: int) -> None:
         )
 
 
-def _early_ids(objective: Objective, payload: str) -> str | None:
+def _early_ids(objective: Objective, offers: Needs) -> str | None:
     """Ids must be known before the learner's forward if only they are scored, or only their columns made."""
     if objective.spec.support == "teacher_top_k" and objective.columns_only:
         return "teacher"
-    if objective.columns_only or payload == "ids":
+    if objective.columns_only or (offers.at_ids and not offers.full):
         return "sampler"
     return None
 
 
-def _sampler_width(config: Config, payload: str, early: str | None, rows: int) -> int:
+def _sampler_width(config: Config, offers: Needs, early: str | None, rows: int) -> int:
     if early != "sampler":
         return 0
     width = config.objective.k if config.objective.support == "student_top_k" else 0
-    return min(rows, max(width, config.diagnostics.k if payload == "ids" else 0))
+    return min(rows, max(width, 0 if offers.full else config.diagnostics.k))
 
 
-def _teacher_needs(config: Config, payload: str, objective: Objective, early: str | None, rows: int) -> Needs:
+def _teacher_needs(
+    config: Config, offers: Needs, objective: Objective, early: str | None, rows: int
+) -> Needs:
     """What travels. Beside hidden states only ids that must be known early; else each number that is used."""
     early_k = config.objective.k if early == "teacher" else 0
-    if payload == "hidden":
+    if offers.full:
         return Needs(full=True, top_k=early_k)
     widest = max(config.diagnostics.k, *config.diagnostics.ks, early_k)
-    measured = Needs(sampled=True, top_k=min(rows, widest), at_ids=early == "sampler", entropy=True)
+    measured = Needs(
+        sampled=True,
+        top_k=min(rows, widest, offers.top_k),
+        at_ids=early == "sampler",
+        entropy=offers.entropy,
+    )
     return objective.teacher_needs | measured

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opdkit.config import Config
-from opdkit.models.load import context_length, open_config, open_stop_ids, open_tokenizer
+from opdkit.config import Config, RouterTeacher
+from opdkit.engines.router import refuse_unrouted
+from opdkit.models.load import context_length, open_config, open_stop_ids
 from opdkit.tasks import demonstrations, encode, fit
 from opdkit.train.plan import Plan
+from opdkit.train.teachers import renderer_of
 from opdkit.types import Finding, Prompt, Rollout, UserError
 
 
@@ -48,8 +50,9 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         return _to_imitate(config, plan, train, exam, student)
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
     exam, more = _examined(config, exam, student)
-    kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, student, renderer)
-    return Prompts(kept, exam, teacher_ids, (*findings, *more, *others, *_ungraded(task)))
+    kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, renderer)
+    told = (*plan.findings, *findings, *more, *others, *_ungraded(task))
+    return Prompts(kept, exam, teacher_ids, told)
 
 
 def open_renderer(config: Config, tokenizer: Any) -> Any:
@@ -63,10 +66,11 @@ def open_renderer(config: Config, tokenizer: Any) -> Any:
         raise UserError("task.render=teacher, but there is no teacher", hint="task.render=student")
     if config.teacher.type == "self":
         return tokenizer
-    theirs = open_tokenizer(config.teacher)
+    theirs = renderer_of(config)
     if not getattr(theirs, "chat_template", None):
+        whose = getattr(config.teacher, "model", None) or "the teacher"
         raise UserError(
-            f"task.render=teacher, but the tokenizer of {config.teacher.model} has no chat template",
+            f"task.render=teacher, but the tokenizer of {whose} has no chat template",
             hint="task.render=student, or task.chat_template=false",
         )
     return theirs
@@ -160,13 +164,15 @@ def refuse_unknown_tokens(prompts: Sequence[Prompt], tokenizer: Any, *, rows: in
 
 
 def _as_the_teacher_reads(
-    prompts: list[Prompt], config: Config, plan: Plan, student: int, renderer: Any
+    prompts: list[Prompt], config: Config, plan: Plan, renderer: Any
 ) -> tuple[list[Prompt], dict[str, tuple[int, ...]], list[Finding]]:
     """Prompts the teacher has room for as well, and what it reads where it has a context of its own."""
     cfg = config.teacher
     if cfg is None:
         return prompts, {}, []
-    context = context_length(open_config(cfg)) if cfg.type == "local" else student
+    context = plan.teacher.context
+    if isinstance(cfg, RouterTeacher):
+        refuse_unrouted(prompts, cfg.teachers)
     if cfg.context is None:
         kept, findings = fitting(
             prompts, context=context, max_tokens=config.sampling.max_tokens, reader="teacher"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from opdkit.config import Config, ModelConfig, dump_toml
+from opdkit.models.contracts import Teacher
 from opdkit.models.load import LoadedModel, check_weights, open_model
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
-from opdkit.models.teacher import LocalTeacher, frozen_copy
 from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
 from opdkit.run.folder import RunFolder, environment
 from opdkit.run.signals import Stop
@@ -28,6 +28,7 @@ from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import COMPUTE, Learner
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
+from opdkit.train.teachers import check_teacher_weights, open_teacher
 from opdkit.types import Finding, Prompt, UserError
 
 
@@ -55,7 +56,7 @@ class Stage:
     start: int
     learner: Learner
     sampler: Stoppable
-    teacher: LocalTeacher | None
+    teacher: Teacher | None
     feed: OnPolicy | Demonstrations | Rounds
     clock: Clock
     findings: tuple[Finding, ...]
@@ -101,7 +102,11 @@ def _set(
     """The part that reads weights."""
     start = saved.step if saved is not None else 0
     loaded = _student_model(config, plan, world, saved)
-    teacher = _teacher(config, plan, world, loaded, saved)
+    kept = None if saved is None else (saved, saved.tensors.get("teacher"))
+    teacher, probed = open_teacher(
+        config, plan.teacher, rows=plan.rows, device=world.device, student=loaded, saved=kept
+    )
+    findings = (*findings, *probed)
     sampler = Stoppable(_sampler(config, loaded, world), stop, world)
     learner = make_learner(config, loaded, world)
     if saved is not None:
@@ -134,7 +139,7 @@ def _feed(
     prompts: Prompts,
     folder: RunFolder | None,
     sampler: Stoppable,
-    teacher: LocalTeacher | None,
+    teacher: Teacher | None,
     clock: Clock,
     start: int,
 ) -> OnPolicy | Demonstrations | Rounds:
@@ -170,8 +175,7 @@ def _check_weights(config: Config, resume: Path | None) -> None:
     """Of what will be read; a resumed run has its student in its checkpoint."""
     if resume is None:
         check_weights(config.student)
-    if config.teacher is not None and config.teacher.type == "local":
-        check_weights(config.teacher)
+    check_teacher_weights(config)
 
 
 def _open_folder(config: Config, resume: Path | None, world: World) -> RunFolder | None:
@@ -246,34 +250,6 @@ def _student_model(config: Config, plan: Plan, world: World, saved: Saved | None
     if saved is not None:
         ref = ModelConfig(model=str(saved.path / "model"), dtype=config.student.dtype)
     return open_model(ref, device=world.device, rows=plan.rows)
-
-
-def _teacher(
-    config: Config, plan: Plan, world: World, student: LoadedModel, saved: Saved | None
-) -> LocalTeacher | None:
-    cfg = config.teacher
-    if cfg is None:
-        return None
-    rounds = cfg.dtype == "bfloat16"
-    if cfg.type == "local":
-        ref = cfg.model_copy(update={"dtype": "float32"}) if rounds else cfg
-        loaded = open_model(ref, device=world.device, rows=plan.rows)
-    elif saved is None:
-        loaded = frozen_copy(student)
-    elif "teacher" in saved.tensors:
-        loaded = frozen_copy(student)
-        loaded.model.load_state_dict(dict(saved.tensors["teacher"]))
-    else:
-        loaded = open_model(config.student, device=world.device, rows=plan.rows)
-    if cfg.dtype == "float64":
-        loaded.model.to(torch.float64)
-    return LocalTeacher(
-        loaded,
-        temperature=cfg.temperature,
-        payload=cfg.payload,
-        batch_tokens=cfg.batch_tokens,
-        round_to_bfloat16=rounds,
-    )
 
 
 def _sampler(config: Config, loaded: LoadedModel, world: World) -> LocalSampler:

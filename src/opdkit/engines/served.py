@@ -1,0 +1,193 @@
+"""A Teacher over HTTP: scores of response positions, from `opd serve` or vLLM.
+
+Every request carries one known sequence beside its rollouts, the sentinel: its log-probs are what they were at the start,
+or the answer is refused. So a server that was restarted with another model, or answers shifted, is noticed in the same step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from opdkit.engines.client import Endpoint, Request
+from opdkit.engines.dialects import Completions, Dialect, Facts, Frames, prompt_of
+from opdkit.engines.replies import SLACK, BadReply, check_scores
+from opdkit.models.head import Head
+from opdkit.types import Needs, Prompt, Rollout, Scores
+
+SENTINEL_PROMPT, SENTINEL_RESPONSE = 4, 8  # tokens: nothing beside a request of rollouts
+
+
+class ServedTeacher:
+    """Asks in requests of about `batch_tokens`, several at once; hands scores back in order, checked."""
+
+    rounding_pending = False
+    rounding_kl = None
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        facts: Facts,
+        *,
+        rows: int,
+        temperature: float = 1.0,
+        values: str = "float32",
+        batch_tokens: int = 16384,
+        head: Head | None = None,
+    ):
+        """`rows` is the vocabulary in use; `head` makes logits of the hidden states that are then asked for."""
+        own = facts.api == "opd"
+        self.rows = rows
+        self.facts = (
+            replace(facts, rows=rows) if own else facts
+        )  # opd serve normalises over the rows asked for
+        self.endpoint, self.temperature = endpoint, temperature
+        self.batch_tokens = batch_tokens
+        self.head = None if head is None else head.at_temperature(temperature)
+        self.offers = facts.offers if head is not None else _without_rows(facts.offers)
+        self.slack = SLACK[values if own else "float32"]
+        self.dialect: Dialect = (
+            Frames(self.facts, temperature, values) if own else Completions(facts, shared=rows)
+        )
+        self.sentinel: Sentinel | None = None  # set once the start-up probe has seen it answered
+        self._numbers = itertools.count(1)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.facts.fingerprint
+
+    def score(
+        self, rollouts: Sequence[Rollout], *, needs: Needs, ids: Sequence[Tensor] | None = None
+    ) -> list[Scores]:
+        """One `Scores` per rollout, [T, …] at response positions; `ids` [T, S] each for `needs.at_ids`.
+
+        Raises EngineError when the deadline passes or an answer cannot be right.
+        """
+        assert not needs.unmet(self.offers), needs.unmet(self.offers)
+        answered = [i for i, r in enumerate(rollouts) if r.length]
+        groups = self._groups([rollouts[i] for i in answered])
+        asked = [self._part([answered[j] for j in group], rollouts, needs, ids) for group in groups]
+        bodies = self.endpoint.ask([part.request for part in asked]) if asked else []
+        found: dict[int, Scores] = {}
+        for part, body in zip(asked, bodies, strict=True):
+            found |= self._read(part, body, needs)
+        return [
+            found.get(i) or self._nothing(needs, None if ids is None else ids[i])
+            for i in range(len(rollouts))
+        ]
+
+    def _part(
+        self, rows: Sequence[int], rollouts: Sequence[Rollout], needs: Needs, ids: Sequence[Tensor] | None
+    ) -> _Part:
+        number = next(self._numbers)
+        chosen = [rollouts[i] for i in rows]
+        some = None if ids is None else [ids[i].cpu() for i in rows]
+        if self.sentinel is not None:
+            chosen = [*chosen, self.sentinel.rollout]
+            if some is not None:
+                some = [*some, torch.zeros(SENTINEL_RESPONSE, some[0].shape[-1], dtype=some[0].dtype)]
+        request = self.dialect.request(chosen, needs=needs, ids=some, number=number)
+        return _Part(number, tuple(rows), tuple(chosen), some, request)
+
+    def _read(self, part: _Part, body: bytes, needs: Needs) -> dict[int, Scores]:
+        scores = self.dialect.read(body, part.rollouts, needs=needs, ids=part.ids, number=part.number)
+        for one, rollout in zip(scores, part.rollouts, strict=True):
+            check_scores(one, rollout, needs=needs, rows=self.rows, slack=self.slack, where=self.endpoint.url)
+        if self.sentinel is not None:
+            self.sentinel.compare(scores[-1], where=self.endpoint.url)
+        return dict(zip(part.rows, scores, strict=False))
+
+    def _groups(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
+        """Neighbours in length together, each group of at most `batch_tokens` padded tokens."""
+        lengths = [len(prompt_of(r)) + r.length for r in rollouts]
+        groups: list[list[int]] = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if groups and (len(groups[-1]) + 1) * lengths[i] <= self.batch_tokens:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return groups
+
+    def _nothing(self, needs: Needs, ids: Tensor | None) -> Scores:
+        """Of a rollout without a response."""
+        empty, wide = torch.empty(0), torch.empty(0, needs.top_k)
+        width = 0 if ids is None else ids.shape[-1]
+        return Scores(
+            fingerprint=self.fingerprint,
+            temperature=self.temperature,
+            sampled=empty if needs.sampled else None,
+            topk_ids=wide.long() if needs.top_k else None,
+            topk_logp=wide if needs.top_k else None,
+            at_ids=torch.empty(0, width, dtype=torch.long) if needs.at_ids else None,
+            at_logp=torch.empty(0, width) if needs.at_ids else None,
+            entropy=empty if needs.entropy else None,
+            hidden=torch.empty(0, 0 if self.head is None else self.head.weight.shape[1])
+            if needs.full
+            else None,
+        )
+
+
+class _Part:
+    """One request: which of the rollouts, what was asked."""
+
+    def __init__(
+        self,
+        number: int,
+        rows: tuple[int, ...],
+        rollouts: tuple[Rollout, ...],
+        ids: list[Tensor] | None,
+        request: Request,
+    ):
+        self.number, self.rows, self.rollouts, self.ids, self.request = number, rows, rollouts, ids, request
+
+
+class Sentinel:
+    """A known sequence and what the server said of it at the start, in whatever form that comes back."""
+
+    def __init__(self, rollout: Rollout, said: Scores, *, tolerance: float):
+        self.rollout, self.said, self.tolerance = rollout, said, tolerance
+
+    def compare(self, scores: Scores, *, where: str) -> None:
+        """Raises BadReply where a number that both hold differs by more than `tolerance` nats."""
+        for name in ("sampled", "entropy"):
+            before, now = getattr(self.said, name), getattr(scores, name)
+            if before is not None and now is not None:
+                _near(before, now, self.tolerance, where)
+        if self.said.topk_logp is not None and scores.topk_logp is not None:
+            width = min(self.said.topk_logp.shape[-1], scores.topk_logp.shape[-1])
+            _near(self.said.topk_logp[:, :width], scores.topk_logp[:, :width], self.tolerance, where)
+        if self.said.hidden is not None and scores.hidden is not None:
+            _near(
+                self.said.hidden,
+                scores.hidden,
+                self.tolerance * (1 + float(self.said.hidden.abs().max())),
+                where,
+            )
+
+
+def _near(before: Tensor, now: Tensor, tolerance: float, where: str) -> None:
+    apart = float((before - now).abs().max())
+    if not apart <= tolerance:
+        raise BadReply(
+            where,
+            f"other log-probs of the known sequence than at the start ({apart:.3g} nats apart, at most "
+            f"{tolerance:.2g}): another model, or shifted",
+        )
+
+
+def sentinel_rollout(rows: int) -> Rollout:
+    """Ids spread over the vocabulary; the same for every run."""
+    count = SENTINEL_PROMPT + SENTINEL_RESPONSE
+    ids = tuple((7 + 7919 * i) % rows for i in range(count))
+    prompt = Prompt(id="sentinel", ids=ids[:SENTINEL_PROMPT])
+    return Rollout(prompt=prompt, response_ids=ids[SENTINEL_PROMPT:], finish_reason="length")
+
+
+def _without_rows(offers: Needs) -> Needs:
+    return Needs(
+        sampled=offers.sampled, top_k=offers.top_k, at_ids=offers.at_ids, entropy=offers.entropy, full=False
+    )

@@ -1,0 +1,180 @@
+"""The teacher of a run, whatever kind it is: what it offers before anything is loaded, and opened once everything else fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdkit.config import Config, LocalTeacher, ModelConfig, RouterTeacher, SelfTeacher, ServerTeacher
+from opdkit.engines.dialects import Facts
+from opdkit.engines.facts import ask_facts, endpoint_of, rows_shared
+from opdkit.engines.probe import start
+from opdkit.engines.router import Router, common
+from opdkit.models import teacher as models
+from opdkit.models.contracts import Teacher
+from opdkit.models.load import (
+    LoadedModel,
+    check_weights,
+    context_length,
+    open_config,
+    open_model,
+    open_tokenizer,
+    shared_rows,
+    vocabulary_rows,
+)
+from opdkit.types import Finding, Needs, UserError
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a teacher can give, over which ids, in how long a context; served ones with the facts they told."""
+
+    offers: Needs
+    rows: int
+    context: int
+    served: Mapping[str, Facts] = field(default_factory=dict)  # by group; "" for the only one
+
+
+def offer_of(config: Config, *, tokenizer: Any, student_config: Any) -> Offer:
+    """Reads configs and tokenizers, asks servers. Raises UserError for what cannot work."""
+    cfg = config.teacher
+    assert cfg is not None
+    if isinstance(cfg, SelfTeacher):
+        rows = vocabulary_rows(tokenizer, student_config)
+        return Offer(models.OFFERS[cfg.payload], rows, context_length(student_config))
+    if isinstance(cfg, RouterTeacher):
+        parts = {
+            name: _offer(member, tokenizer=tokenizer, student_config=student_config, group=name)
+            for name, member in cfg.teachers.items()
+        }
+        return Offer(
+            offers=common([part.offers for part in parts.values()]),
+            rows=min(part.rows for part in parts.values()),
+            context=min(part.context for part in parts.values()),
+            served={name: part.served[name] for name, part in parts.items() if part.served},
+        )
+    return _offer(cfg, tokenizer=tokenizer, student_config=student_config)
+
+
+def _offer(
+    cfg: LocalTeacher | ServerTeacher, *, tokenizer: Any, student_config: Any, group: str = ""
+) -> Offer:
+    if isinstance(cfg, LocalTeacher):
+        teacher_config = open_config(cfg)
+        rows = shared_rows(
+            tokenizer, open_tokenizer(cfg), student_config=student_config, teacher_config=teacher_config
+        )
+        return Offer(models.OFFERS[cfg.payload], rows, context_length(teacher_config))
+    facts = ask_facts(cfg)
+    rows = rows_shared(cfg, facts, tokenizer=tokenizer, config=student_config)
+    return Offer(facts.offers, rows, facts.max_length, {group: facts})
+
+
+def check_teacher_weights(config: Config) -> None:
+    """UserError where weights that will be read here are missing or damaged. Headers only."""
+    cfg = config.teacher
+    members = list(cfg.teachers.values()) if isinstance(cfg, RouterTeacher) else [cfg]
+    for member in members:
+        if isinstance(member, LocalTeacher):
+            check_weights(member)
+        elif isinstance(member, ServerTeacher) and member.against is not None:
+            check_weights(ModelConfig(model=member.against))
+
+
+def open_teacher(
+    config: Config,
+    offer: Offer,
+    *,
+    rows: int,
+    device: torch.device,
+    student: LoadedModel,
+    saved: tuple[Any, Mapping[str, Tensor] | None] | None,
+) -> tuple[Teacher | None, tuple[Finding, ...]]:
+    """The teacher, ready to score, and what its probe saw. `saved`: of a resumed run, None or its own weights if kept."""
+    cfg = config.teacher
+    if cfg is None:
+        return None, ()
+    if isinstance(cfg, RouterTeacher):
+        opened = {
+            name: _open(member, offer.served.get(name), rows=rows, device=device, routed=True)
+            for name, member in cfg.teachers.items()
+        }
+        return Router({n: t for n, (t, _) in opened.items()}), tuple(
+            f for _, fs in opened.values() for f in fs
+        )
+    if isinstance(cfg, SelfTeacher):
+        return _own_copy(config, cfg, rows=rows, device=device, student=student, saved=saved), ()
+    return _open(cfg, offer.served.get(""), rows=rows, device=device)
+
+
+def _open(
+    cfg: LocalTeacher | ServerTeacher,
+    facts: Facts | None,
+    *,
+    rows: int,
+    device: torch.device,
+    routed: bool = False,
+) -> tuple[Teacher, tuple[Finding, ...]]:
+    if isinstance(cfg, LocalTeacher):
+        rounds = cfg.dtype == "bfloat16"
+        ref = cfg.model_copy(update={"dtype": "float32"}) if rounds else cfg
+        loaded = open_model(ref, device=device, rows=rows)
+        return _local(cfg, loaded, payload="ids" if routed else cfg.payload, rounds=rounds and not routed), ()
+    assert facts is not None, "a served teacher was asked for its facts when the run was planned"
+    local = None
+    if cfg.against is not None:
+        loaded = open_model(ModelConfig(model=cfg.against), device=device, rows=rows)
+        local = models.LocalTeacher(loaded, temperature=cfg.temperature, payload="ids")
+    teacher, finding = start(cfg, facts, endpoint=endpoint_of(cfg), rows=rows, local=local)
+    return teacher, (finding,)
+
+
+def _local(
+    cfg: LocalTeacher | SelfTeacher, loaded: LoadedModel, *, payload: Any, rounds: bool
+) -> models.LocalTeacher:
+    return models.LocalTeacher(
+        loaded,
+        temperature=cfg.temperature,
+        payload=payload,
+        batch_tokens=cfg.batch_tokens,
+        round_to_bfloat16=rounds,
+    )
+
+
+def _own_copy(
+    config: Config,
+    cfg: SelfTeacher,
+    *,
+    rows: int,
+    device: torch.device,
+    student: LoadedModel,
+    saved: tuple[Any, Mapping[str, Tensor] | None] | None,
+) -> models.LocalTeacher:
+    """The student's earlier copy: of step 0, or as the checkpoint kept it where it moves on."""
+    if saved is None:
+        loaded = models.frozen_copy(student)
+    elif saved[1] is not None:
+        loaded = models.frozen_copy(student)
+        loaded.model.load_state_dict(dict(saved[1]))
+    else:
+        loaded = open_model(config.student, device=device, rows=rows)
+    if cfg.dtype == "float64":
+        loaded.model.to(torch.float64)
+    return _local(cfg, loaded, payload=cfg.payload, rounds=cfg.dtype == "bfloat16")
+
+
+def renderer_of(config: Config) -> Any:
+    """The tokenizer whose chat template the teacher has. UserError where it cannot be known."""
+    cfg = config.teacher
+    if isinstance(cfg, ServerTeacher) and cfg.model is not None:
+        return open_tokenizer(ModelConfig(model=cfg.model, revision=cfg.revision))
+    if isinstance(cfg, LocalTeacher):
+        return open_tokenizer(cfg)
+    raise UserError(
+        "task.render=teacher, but the teacher's chat template is not at hand",
+        hint="teacher.model=FOLDER of the served model, or task.render=student",
+    )
