@@ -29,6 +29,8 @@ _SHOWN = 300  # characters of a refusal
 class EngineError(RunError):
     """A served model did not answer, or not as it must. The run stops, saved; nothing was trained on the answer."""
 
+    finding = "served_model"  # the name under which findings.jsonl keeps it
+
 
 class Refused(EngineError):
     """An answer that more tries will not change; `status` is HTTP's, `said` what the server wrote."""
@@ -88,7 +90,7 @@ class Endpoint:
     async def _patiently(
         self, client: httpx.AsyncClient, request: Request, gate: asyncio.Semaphore, deadline: float
     ) -> bytes:
-        why = "no try was made"
+        why, began = "no try was made", time.monotonic()
         pause = FIRST_PAUSE
         for attempt in range(self.patience.retries + 1):
             if attempt:
@@ -107,8 +109,8 @@ class Endpoint:
                 why = "the deadline passed"
                 break
         raise EngineError(
-            f"{self.url}{request.path} did not answer within {self.patience.deadline_seconds:g} s and "
-            f"{self.patience.retries + 1} tries; last: {why}",
+            f"{self.url}{request.path} did not answer in {time.monotonic() - began:.3g} s and "
+            f"{attempt + 1} tries; last: {why}",
             hint=f"see that it runs: curl {self.url}/health; then resume; {self.key}.patience.deadline_seconds=… waits longer",
         )
 

@@ -43,10 +43,16 @@ class Drawn:
     entropy: Float[Tensor, " R"] | None = None
 
 
+def stream_key(*, seed: int, step: int, prompt: str, sample: int) -> int:
+    """128 bits that name one response's random stream, the same in every process."""
+    text = json.dumps([seed, step, prompt, sample]).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+
+
 def uniforms(count: int, *, seed: int, step: int, prompt: str, sample: int) -> np.ndarray:
     """The first `count` numbers in [0, 1) of one row's stream; a longer call begins with the same numbers."""
-    key = hashlib.blake2b(json.dumps([seed, step, prompt, sample]).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(count)
+    key = stream_key(seed=seed, step=step, prompt=prompt, sample=sample)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
 def draw(

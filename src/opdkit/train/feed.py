@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from opdkit.config import Config
+from opdkit.engines.client import EngineError
 from opdkit.models.contracts import Sampler
+from opdkit.models.load import LoadedModel
+from opdkit.models.teacher import LocalTeacher
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
 from opdkit.train.plan import Plan
-from opdkit.types import Prompt, Rollout, Scores
+from opdkit.types import Needs, Prompt, Rollout, Scores
+
+Answer = TypeVar("Answer")
 
 
 class Clock:
@@ -60,10 +65,13 @@ class OnPolicy:
         clock: Clock,
         start: int = 0,
         teacher_prompt_ids: Mapping[str, tuple[int, ...]] | None = None,
+        student: LoadedModel | None = None,
     ):
+        """`student`: the learner's own module, where the sampler does not name its candidates."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.teacher, self.start = task, sampler, teacher, start
         self.teacher_prompt_ids = teacher_prompt_ids or {}
+        self.student = student
 
     def __iter__(self) -> Iterator[tuple[int, list[Rollout], list[Scores]]]:
         for step in range(self.start, self.config.steps):
@@ -81,6 +89,9 @@ class OnPolicy:
         sampled = self.sampler.sample(
             mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
         )
+        if self.plan.early_ids == "student_forward":
+            assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
+            sampled = named(self.student, sampled, width=self.plan.candidate_width)
         return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
@@ -90,13 +101,23 @@ class OnPolicy:
     def _scores(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         if self.teacher is None:
             return []
-        ids = candidates(self.plan, rollouts) if self.plan.early_ids == "sampler" else None
-        return self.teacher.score(rollouts, ids=ids, needs=self.plan.teacher_needs)
+        ids = candidates(self.plan, rollouts) if self.plan.teacher_needs.at_ids else None
+        teacher, needs = self.teacher, self.plan.teacher_needs
+        return together(self.world, lambda: teacher.score(rollouts, ids=ids, needs=needs))
+
+
+def named(student: LoadedModel, rollouts: Sequence[Rollout], *, width: int) -> list[Rollout]:
+    """The rollouts with the student's top-k from a forward of its own, where the sampler does not tell it."""
+    temperature = rollouts[0].temperature if rollouts else 1.0
+    reader = LocalTeacher(student, temperature=temperature, payload="ids", frozen=False)
+    own = [replace(r, teacher_prompt_ids=None) for r in rollouts]  # the student read its own prompt
+    scores = reader.score(own, needs=Needs(top_k=width))
+    return [replace(r, topk_ids=_named(s).cpu()) for r, s in zip(rollouts, scores, strict=True)]
 
 
 def candidates(plan: Plan, rollouts: Sequence[Rollout]) -> list[Tensor]:
-    """[T, S] per rollout: the student's top-k as the sampler saw it, the policy being the current one."""
-    width = plan.sampler_needs.top_k
+    """[T, S] per rollout: the student's top-k as it was when they were drawn, the policy being the current one."""
+    width = plan.candidate_width
     return [torch.empty(0, width, dtype=torch.long) if r.topk_ids is None else r.topk_ids for r in rollouts]
 
 
@@ -106,9 +127,26 @@ def early_ids(
     """Ids of the objective's support where they had to be known before the learner's forward."""
     if plan.early_ids == "teacher":
         return [_named(s)[:, :k].cpu() for s in scores]
-    if plan.early_ids == "sampler":
+    if plan.early_ids in ("sampler", "student_forward"):
         return [ids[:, :k] for ids in candidates(plan, rollouts)]
     return None
+
+
+def together(world: World, act: Callable[[], Answer]) -> Answer:
+    """What `act` gives. An EngineError of any rank is raised on all: none goes on to a collective that others miss."""
+    answer, failed = None, None
+    try:
+        answer = act()
+    except EngineError as error:
+        if world.size == 1:
+            raise
+        failed = {"message": str(error), "hint": error.hint}
+    told = (
+        next((found for found in world.gather(failed) if found is not None), None) if world.size > 1 else None
+    )
+    if told is not None:
+        raise EngineError(told["message"], hint=told["hint"])
+    return cast(Answer, answer)
 
 
 class Stoppable:
@@ -133,6 +171,9 @@ class Stoppable:
     @property
     def shares_weights(self) -> bool:
         return self.sampler.shares_weights
+
+    def close(self) -> None:
+        self.sampler.close()
 
     def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
         self.sampler.sync(state, version=version)

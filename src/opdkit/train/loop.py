@@ -24,6 +24,7 @@ import torch
 
 from opdkit.config import Config
 from opdkit.diagnostics import Monitor
+from opdkit.engines.client import EngineError
 from opdkit.models.load import LoadedModel, pick_device
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.teacher import LocalTeacher
@@ -81,11 +82,11 @@ def run_story(config: Config, *, resume: Path | None = None, talk: Talk | None =
 def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     cfg, plan, learner, clock = stage.config, stage.plan, stage.learner, stage.clock
     teacher_head = None if stage.teacher is None else stage.teacher.head
-    done = saved = stage.start
+    done = saved = whole = stage.start  # `whole`: updated, published and logged
     _open(stage, talk)
     monitor = _watch(stage, talk)
-    _publish(stage)
     try:
+        _publish(stage)
         _examine(stage, done, talk)  # before the first step, or what a stopped run left out
         began = time.perf_counter()
         for step, rollouts, scores in stage.feed:
@@ -105,7 +106,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                 update = learner.update(
                     batch, signal, objective=plan.objective, teacher_head=teacher_head, step=step
                 )
-            _publish(stage)  # unchanged after a skipped step
+            unpublished = _published(stage)  # unchanged after a skipped step
             _refresh_teacher(stage, done)
 
             seconds = {**clock.seconds, "step": time.perf_counter() - began}
@@ -121,9 +122,12 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                 _tell(stage, finding, talk)
             _tell_of_trackers(stage, talk)
 
-            if due(done, cfg.save.every) or done == cfg.steps:
+            if due(done, cfg.save.every) or done == cfg.steps or unpublished:
                 save(stage, done)
                 saved = done
+            whole = done
+            if unpublished and done < cfg.steps:
+                raise unpublished
             _examine(stage, done, talk)  # after saving: being cut off costs no step
             if done < cfg.steps and (why := _critical(stage, findings)):
                 if done > saved:
@@ -132,11 +136,17 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
             if done < cfg.steps and stage.world.any(stop.requested):
                 raise Stopped
             began = time.perf_counter()
+    except EngineError as error:  # between two updates: what was learned is whole
+        if whole > saved:
+            save(stage, whole)
+        raise _failed(stage, error, whole, talk) from error
     except Stopped:
         if done > saved:
             save(stage, done)
         talk.note(_farewell(cfg, done))
         return stop.exit_code
+    finally:
+        stage.sampler.close()
     return 0
 
 
@@ -145,6 +155,35 @@ def _publish(stage: Stage) -> None:
     with stage.clock.timed("sync"):
         weights = None if stage.sampler.shares_weights else stage.learner.weights()
         stage.sampler.sync(weights, version=stage.learner.version)
+
+
+def _published(stage: Stage) -> EngineError | None:
+    """Publish; an engine that did not take the weights is told of once the step that made them is logged and saved."""
+    try:
+        _publish(stage)
+    except EngineError as error:
+        return error
+    return None
+
+
+def _canary(stage: Stage) -> float | None:
+    canary = getattr(stage.sampler.sampler, "canary", None)
+    return None if canary is None else float(canary.error)
+
+
+def _failed(stage: Stage, error: EngineError, done: int, talk: Talk) -> RunError:
+    """The finding is kept with the run, and the way on is named."""
+    finding = Finding(
+        name=error.finding,
+        severity="error",
+        message=str(error),
+        remedy=error.hint,
+        step=done,
+        source="opdkit/engines",
+    )
+    _tell(stage, finding, talk)
+    resume = f"opd train --resume {stage.config.run}"
+    return RunError(f"stopped after step {done}: {error}", hint=f"{error.hint}; go on with: {resume}")
 
 
 def _row(
@@ -158,6 +197,7 @@ def _row(
         seconds=seconds,
         rows=stage.plan.rows,
         ks=[] if stage.teacher is None else stage.config.diagnostics.ks,
+        canary=_canary(stage),
     )
     if isinstance(stage.feed, OnPolicy):
         return row

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from opdkit.config import Config
+from opdkit.config import Config, LocalSampling, VllmSampling
+from opdkit.engines.vllm_http import server_top_k
 from opdkit.models.load import open_config, open_tokenizer, vocabulary_rows
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation, push_down
 from opdkit.train.teachers import Offer, offer_of
@@ -22,10 +23,13 @@ class Plan:
     rows: int  # vocabulary in use: the ids all tokenizers share
     sampler_needs: Needs
     teacher_needs: Needs
-    early_ids: str | None  # who names candidates before the learner's forward: "sampler", "teacher" or nobody
+    early_ids: (
+        str | None
+    )  # who names candidates before the learner's forward: "sampler", "student_forward", "teacher", nobody
     tokenizer: Any  # the student's
     teacher: Offer  # what the teacher told before it was opened; of nothing where there is none
     findings: tuple[Finding, ...] = ()
+    candidate_width: int = 0  # of the student's candidates that are named early
 
 
 LIKELIHOODS: dict[str, Callable[[Config], Likelihood]] = {
@@ -37,6 +41,16 @@ LIKELIHOODS: dict[str, Callable[[Config], Likelihood]] = {
     ),
 }
 """Stories without a teacher, by what they do with the likelihood of tokens."""
+
+
+def sampler_top_k(config: Config, *, rows: int) -> int:
+    """Widest top-k of the untruncated student that the sampler gives. UserError where a server does not answer."""
+    cfg = config.sampling
+    if isinstance(cfg, LocalSampling):
+        return rows
+    if cfg.top_p < 1.0 or cfg.top_k > 0 or cfg.min_tokens > 0:
+        return 0  # an engine tells of the distribution drawn from
+    return rows if isinstance(cfg, VllmSampling) else min(rows, server_top_k(cfg, rows=rows))
 
 
 def make_plan(config: Config) -> Plan:
@@ -83,10 +97,14 @@ def _with_teacher(config: Config) -> Plan:
     _refuse_wide(_widths(config), rows)
     _refuse_stop_ids(config, rows)
     early = _early_ids(objective, offer.offers)
+    width = _candidate_width(config, offer.offers, early, rows)
+    if early == "sampler" and width > sampler_top_k(config, rows=rows):
+        early = "student_forward"
     return Plan(
         objective=objective,
         rows=rows,
-        sampler_needs=Needs(sampled=True, top_k=_sampler_width(config, offer.offers, early, rows)),
+        sampler_needs=Needs(sampled=True, top_k=width if early == "sampler" else 0),
+        candidate_width=width,
         teacher_needs=_teacher_needs(config, offer.offers, objective, early, rows),
         early_ids=early,
         tokenizer=student_tokenizer,
@@ -179,7 +197,7 @@ def _early_ids(objective: Objective, offers: Needs) -> str | None:
     return None
 
 
-def _sampler_width(config: Config, offers: Needs, early: str | None, rows: int) -> int:
+def _candidate_width(config: Config, offers: Needs, early: str | None, rows: int) -> int:
     if early != "sampler":
         return 0
     width = config.objective.k if config.objective.support == "student_top_k" else 0
@@ -197,7 +215,7 @@ def _teacher_needs(
     measured = Needs(
         sampled=True,
         top_k=min(rows, widest, offers.top_k),
-        at_ids=early == "sampler",
+        at_ids=early in ("sampler", "student_forward"),
         entropy=offers.entropy,
     )
     return objective.teacher_needs | measured

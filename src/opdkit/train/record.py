@@ -24,9 +24,11 @@ def metrics_row(
     seconds: Mapping[str, float],
     rows: int,
     ks: Sequence[int],
+    canary: float | None = None,
 ) -> dict[str, float]:
     """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds the parts of the step.
 
+    `canary` is |engine − learner| in nats on the fixed prompt after the last publish, where there is an engine.
     `ks` are widths at which chance is told: none without a teacher.
 
     A collective: every rank calls it, and all get the row of all ranks' rollouts.
@@ -43,6 +45,7 @@ def metrics_row(
         / max(len(rollouts), 1),
         "measured_positions": tally.entries.get("entropy_student", (0.0, 0.0))[1],
         "tokens_per_second": tally.entries["response_length"][0] / max(seconds["step"], 1e-9),
+        **({} if canary is None else {"canary": canary}),
         "memory/peak_mb": peak_mb(learner.world.device),
         **{f"seconds/{name}": value for name, value in seconds.items()},
     }

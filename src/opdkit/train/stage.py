@@ -13,8 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdkit.config import Config, ModelConfig, dump_toml
-from opdkit.models.contracts import Teacher
+from opdkit.config import (
+    Config,
+    LocalSampling,
+    ModelConfig,
+    VllmSampling,
+    VllmServerSampling,
+    dump_toml,
+)
+from opdkit.models.contracts import Sampler, Teacher
 from opdkit.models.load import LoadedModel, check_weights, open_model
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
@@ -65,6 +72,7 @@ class Stage:
 def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Path | None = None) -> Stage:
     """Raises UserError for input that cannot work, before weights are read and a run folder is made."""
     require_trackers(config.track)
+    _refuse_ranks(config, world)
     plan = make_plan(config)
     prompts = encoded_prompts(config, task, plan)
     _check_weights(config, resume)
@@ -107,12 +115,12 @@ def _set(
         config, plan.teacher, rows=plan.rows, device=world.device, student=loaded, saved=kept
     )
     findings = (*findings, *probed)
-    sampler = Stoppable(_sampler(config, loaded, world), stop, world)
+    sampler = Stoppable(_sampler(config, plan, loaded, world, folder, saved), stop, world)
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
     clock = Clock()
-    feed = _feed(config, plan, world, task, prompts, folder, sampler, teacher, clock, start)
+    feed = _feed(config, plan, world, task, prompts, folder, loaded, sampler, teacher, clock, start)
     return Stage(
         config,
         plan,
@@ -138,6 +146,7 @@ def _feed(
     task: Any,
     prompts: Prompts,
     folder: RunFolder | None,
+    loaded: LoadedModel,
     sampler: Stoppable,
     teacher: Teacher | None,
     clock: Clock,
@@ -168,6 +177,7 @@ def _feed(
         clock=clock,
         start=start,
         teacher_prompt_ids=prompts.teacher_ids,
+        student=loaded,
     )
 
 
@@ -252,11 +262,39 @@ def _student_model(config: Config, plan: Plan, world: World, saved: Saved | None
     return open_model(ref, device=world.device, rows=plan.rows)
 
 
-def _sampler(config: Config, loaded: LoadedModel, world: World) -> LocalSampler:
-    """The learner's own module; an unsharded copy under several ranks: decoding sharded ones deadlocks."""
+def _sampler(
+    config: Config,
+    plan: Plan,
+    loaded: LoadedModel,
+    world: World,
+    folder: RunFolder | None,
+    saved: Saved | None,
+) -> Sampler:
+    """The learner's own module; an unsharded copy under several ranks: decoding sharded ones deadlocks; or an engine."""
+    cfg = config.sampling
+    if isinstance(cfg, VllmSampling):
+        from opdkit.engines.vllm import VllmSampler
+
+        source = str(saved.path / "model") if saved is not None else config.student.model
+        return VllmSampler(
+            cfg, folder=source, loaded=loaded, width=plan.candidate_width, dtype=config.student.dtype
+        )
+    if isinstance(cfg, VllmServerSampling):
+        from opdkit.engines.vllm_http import VllmServerSampler
+
+        share = cfg.share or config.run / "published"
+        return VllmServerSampler(cfg, loaded=loaded, width=plan.sampler_needs.top_k, share=share)
     if world.size == 1:
         return LocalSampler(loaded, compute=_compute(config))
     return LocalSampler.copy_of(loaded, compute=_compute(config))
+
+
+def _refuse_ranks(config: Config, world: World) -> None:
+    if world.size > 1 and not isinstance(config.sampling, LocalSampling):
+        raise UserError(
+            f"sampling.type = {config.sampling.type} has one learner process, and there are {world.size} ranks",
+            hint="run it without torchrun, or sampling.type=local",
+        )
 
 
 def make_learner(config: Config, loaded: LoadedModel, world: World) -> Learner:
