@@ -1,8 +1,8 @@
 """After every publish: does the engine now say what the learner says?
 
 A fixed sequence is read by both. At the start both have the same weights (the same file, or a first publish), so what they
-differ by then is the engine's arithmetic and nothing else: the bound after a publish is ten times that. Two defects are told apart: numbers that
-are wrong, and numbers that did not move although the learner's did.
+differ by then is the engine's arithmetic and nothing else: the bound after a publish is ten times that. Two defects are told
+apart: numbers that are wrong, and numbers that did not move although the learner's did.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Canary:
             raise CanaryError(
                 f"at the start the engine's log-probs of a fixed prompt are {self.error:.3g} nats from the learner's, at most "
                 f"{start:g}: it has another model, did not take all weights, or reads them differently",
-                hint="sampling.publish=extension and sampling.dtype=float32 are the safest (docs/engines.md); or sampling.type=local",
+                hint="sampling.publish=extension and sampling.dtype=float32 are safest (docs/engines.md); or sampling.type=local",
             )
         self.noise = self.error
         self.bound = bound if bound is not None else max(FLOOR, TIMES * self.noise)
