@@ -170,6 +170,7 @@ def measure(work: Work, tokenizer: Any, teacher: LoadedModel) -> dict[str, Any]:
     steps = [seconds["step"] for seconds in ours.phases.seconds[work.warm_up :]]
     return work.facts() | {
         "seconds": ours.phases.spreads(skip=work.warm_up),
+        "share_in_phases": spread(ours.phases.shares(PHASES, skip=work.warm_up)),
         "tokens_per_second": spread([work.new_tokens / s for s in steps]),
         "peak_mb": ours.phases.highest(skip=work.warm_up),
         "skipped_steps": ours.learner.skipped_steps,

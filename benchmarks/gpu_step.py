@@ -122,6 +122,10 @@ class Phases:
         """Name → median, min, max of seconds over the steps after the first `skip`."""
         return {name: spread([s[name] for s in self.seconds[skip:]]) for name in self.seconds[-1]}
 
+    def shares(self, names: Sequence[str], *, skip: int) -> list[float]:
+        """Per step: what of its seconds was spent in these phases. The rest is the row of metrics."""
+        return [sum(s[name] for name in names) / s["step"] for s in self.seconds[skip:]]
+
     def highest(self, *, skip: int) -> dict[str, int]:
         return {name: round(max(p[name] for p in self.peaks[skip:])) for name in self.peaks[-1]}
 

@@ -86,13 +86,11 @@ def test_every_part_has_every_number(dry: tuple[dict[str, Any], str]) -> None:
 
 
 def test_the_phases_add_up_to_about_the_step(dry: tuple[dict[str, Any], str]) -> None:
-    """What is left is the row of metrics; a busy machine may put a pause between any two lines."""
+    """What is left is the row of metrics. Shares are of one step each, so a busy machine slows both sides of them."""
     for part in dry[0]["parts"]:
-        least = {name: spread["min"] for name, spread in part["seconds"].items()}
-        phases = sum(least[name] for name in PHASES)
-        assert 0.7 * least["step"] <= phases <= 1.01 * least["step"]
-        tokens = part["tokens_per_second"]["max"]
-        assert tokens == pytest.approx(part["new_tokens_per_step"] / least["step"], rel=0.01)
+        assert 0.8 <= part["share_in_phases"]["median"] and part["share_in_phases"]["max"] <= 1.0
+        least = part["seconds"]["step"]["min"]
+        assert part["tokens_per_second"]["max"] == pytest.approx(part["new_tokens_per_step"] / least, rel=0.01)
 
 
 @pytest.mark.parametrize(
