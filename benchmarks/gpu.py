@@ -26,8 +26,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is measured; read when torch first looks
-
 import torch
 
 from gpu_step import PHASES, Ours, Work, spread
@@ -80,6 +78,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     given = arguments(words)
+    os.environ.setdefault(
+        "CUDA_VISIBLE_DEVICES", "0"
+    )  # one GPU is measured; torch reads it when it first looks
     if given.device != "cpu" and not torch.cuda.is_available():
         print(NO_GPU)
         return 0
