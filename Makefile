@@ -65,10 +65,11 @@ test-trl:
 test-engines:
 	@echo "test-engines: no engine is wired yet (vLLM is the next issue); nothing was run"
 
-## make test-gpu      the GPU checks; says so when there is no GPU
+## make test-gpu      on a GPU: the gpu tests, then benchmarks/gpu.py (GPU="--lengths 2048"); elsewhere it says so
 test-gpu: install
-	@$(BIN)/python -c 'import torch,sys; sys.exit(0 if torch.cuda.is_available() else 1)' \
-	  && $(BIN)/python -m pytest tests -m gpu || echo "test-gpu: not run (no CUDA device on this machine)"
+	@if $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then \
+	  set -ex; $(BIN)/python -m pytest tests -m gpu; $(BIN)/python benchmarks/gpu.py $(GPU); \
+	else echo "test-gpu: nothing was run, because there is no GPU (CUDA device) on this machine"; fi
 
 ## make clean         removes caches and build output, keeps .venv and runs
 clean:

@@ -2,9 +2,10 @@
 
     python benchmarks/peers.py --venv .venv-peers [arguments of against_trl.py]
     python benchmarks/peers.py --venv .venv-peers --tests [arguments of pytest]
+    python benchmarks/peers.py --venv .venv-peers --gpu [arguments of gpu.py]
 
-Needs nothing but Python. Without `--tests` it is benchmarks/against_trl.py: exit code 1 when our loss on TRL's tokens is
-not TRL's loss. With it, tests/peers: opdkit attached to the real TRL.
+Needs nothing but Python. Without an option it is benchmarks/against_trl.py: exit code 1 when our loss on TRL's tokens is
+not TRL's loss. With `--tests` it is tests/peers: opdkit attached to the real TRL. With `--gpu` it is benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def main() -> int:
     )
     parser.add_argument("--venv", type=Path, required=True)
     parser.add_argument("--tests", action="store_true", help="run tests/peers instead of against_trl.py")
+    parser.add_argument("--gpu", action="store_true", help="run gpu.py instead of against_trl.py")
     given, rest = parser.parse_known_args()
     python = install(given.venv)
-    what = ["-m", "pytest", HERE.parent / "tests" / "peers"] if given.tests else [HERE / "against_trl.py"]
+    script = HERE / ("gpu.py" if given.gpu else "against_trl.py")
+    what = ["-m", "pytest", HERE.parent / "tests" / "peers"] if given.tests else [script]
     return subprocess.run([python, *what, *rest], env={**os.environ, **ENVIRONMENT}).returncode
 
 
