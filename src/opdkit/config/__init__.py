@@ -18,7 +18,7 @@ from opdkit.config.records import (
     SaveConfig,
     SelfTeacher,
 )
-from opdkit.config.tasks import FileTask, Grader, GymTask, TaskConfig, WorldTask
+from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig, WorldTask
 
 __all__ = [
     "PRESETS",
@@ -33,6 +33,7 @@ __all__ = [
     "ImproveConfig",
     "LearnerConfig",
     "LocalTeacher",
+    "MathTask",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",

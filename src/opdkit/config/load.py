@@ -220,6 +220,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     only beside the file is taken from there."""
 
     def near(value: Any) -> Any:
+        if isinstance(value, list):
+            return [near(item) for item in value]
         if isinstance(value, str) and not os.path.exists(value) and os.path.exists(folder / value):
             return str(folder / value)
         return value
@@ -230,11 +232,11 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(value, str):
             resolved[key] = near(value)
         elif isinstance(value, dict):
-            resolved[key] = {
-                k: near(v) if k in ("model", "path", "eval_path", "demonstrations") else v
-                for k, v in value.items()
-            }
+            resolved[key] = {k: near(v) if k in _PATHS else v for k, v in value.items()}
     return resolved
+
+
+_PATHS = ("model", "path", "eval_path", "demonstrations", "data", "train", "eval")
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
