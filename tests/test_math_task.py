@@ -392,6 +392,7 @@ def test_a_hub_that_does_not_answer_costs_seconds(monkeypatch):
         began = time.monotonic()
         error = refused(train="deepmath")
         assert time.monotonic() - began < 10 and "does not answer" in str(error)
+        assert "HF_HUB_OFFLINE=1" in error.hint
 
 
 def test_rows_of_the_hub_read_like_those_of_a_file(monkeypatch):

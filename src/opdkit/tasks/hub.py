@@ -51,7 +51,9 @@ def _must_answer(data_set: DataSet, *, offline: bool) -> None:
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError) as error:
-        raise _unavailable(data_set, f"the Hub does not answer: {error}") from error
+        said = _unavailable(data_set, f"the Hub does not answer: {error}")
+        said.hint += "; or HF_HUB_OFFLINE=1 before the command, for what was downloaded once"
+        raise said from error
 
 
 def _unavailable(data_set: DataSet, why: str) -> UserError:

@@ -123,8 +123,8 @@ def _unusual(source: Source, count: int) -> list[Finding]:
         Finding(
             name="benchmark_size",
             severity="warning",
-            message=f"{source.name} has {count} problems here, not its usual {usual}: its accuracy is not "
-            "comparable with published ones",
+            message=f"the number of problems of {source.name} is {count} here, not its usual {usual}: "
+            "accuracy on it is not comparable with published ones",
             numbers={"problems": count, "usual": usual},
             rule=f"problems = {usual}",
             source="arXiv 2604.13016",
