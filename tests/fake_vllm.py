@@ -77,7 +77,7 @@ class Engine:
         tensors = load_file(path)
         if self.defect == "head":
             old = self.model.get_output_embeddings().weight.detach().clone()
-        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
+        _, unexpected = self.model.load_state_dict(tensors, strict=False)
         assert not unexpected, unexpected
         if self.defect == "head":
             self.model.get_output_embeddings().weight = torch.nn.Parameter(old)

@@ -124,6 +124,9 @@ def evaluation_lines(row: dict[str, Any]) -> list[str]:
         k = row["responses"]
         lines.append(f"avg@{k} {row['avg_at_k']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f})")
         lines.append("  ".join(f"pass@{n} {value:.3f}" for n, value in row["pass_at_k"].items()))
+        if "avg_of_benchmarks" in row:
+            each = "  ".join(f"{name} {value:.3f}" for name, value in row["by_group"].items())
+            lines.append(f"{each}  mean of benchmarks {row['avg_of_benchmarks']:.3f}")
         if row["ungraded_fraction"]:
             lines.append(f"grading failed on {row['ungraded_fraction']:.1%}, counted as not passed")
         if row["truncated_correct_fraction"]:
@@ -136,4 +139,4 @@ def evaluation_lines(row: dict[str, Any]) -> list[str]:
     lines.append(f"length {row['response_length']:.1f} tokens, truncated {row['truncated_fraction']:.1%}")
     if row.get("prompts_dropped"):
         lines.append(f"{row['prompts_dropped']} prompts left no room for a response and were left out")
-    return lines
+    return [*lines, *row.get("findings", [])]

@@ -30,7 +30,7 @@ from opdkit.config.sampling import (
     VllmSampling,
     VllmServerSampling,
 )
-from opdkit.config.tasks import FileTask, Grader, GymTask, TaskConfig, WorldTask
+from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig, WorldTask
 
 __all__ = [
     "PRESETS",
@@ -46,6 +46,7 @@ __all__ = [
     "LearnerConfig",
     "LocalSampling",
     "LocalTeacher",
+    "MathTask",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",

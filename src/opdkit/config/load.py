@@ -230,6 +230,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     only beside the file is taken from there."""
 
     def near(value: Any) -> Any:
+        if isinstance(value, list):
+            return [near(item) for item in value]
         if isinstance(value, str) and not os.path.exists(value) and os.path.exists(folder / value):
             return str(folder / value)
         return value
@@ -245,7 +247,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {k: inside(v) if k in ("student", "teacher", "task") else v for k, v in data.items()}
 
 
-_PATHS = ("model", "path", "eval_path", "demonstrations", "against")
+_PATHS = ("model", "path", "eval_path", "demonstrations", "against", "data", "train", "eval")
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -1,8 +1,8 @@
-"""Where prompts come from and how responses are judged: files, generators, the testbed's worlds."""
+"""Where prompts come from and how responses are judged: files, generators, the testbed's worlds, the paper's mathematics."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named, tagged
 
@@ -102,5 +102,42 @@ class WorldTask(_Templated):
     """Which training problems."""
 
 
-TaskConfig = FileTask | GymTask | WorldTask
+Wrapper = Literal["dapo", "boxed", "as_is"]
+
+
+class MathTask(_Templated):
+    """Mathematics with the data and the evaluation protocol of arXiv 2604.13016 (extras `math` and `data`).
+
+    Names: dapo-math-17k, deepmath, openthoughts3 for training; aime24, aime25, amc23, amc23-83 for evaluation.
+    A name that ends in .jsonl or .parquet is a file.
+    """
+
+    type: Literal["math"] = "math"
+    """`math`, the paper's data sets and benchmarks."""
+    train: str = "dapo-math-17k"
+    """Training problems: a name or a file. Each problem once; `openthoughts3` has demonstrations, no answers."""
+    eval: list[str] = Field(default=[])
+    """Benchmarks, names or files, each a `group` of its own; `amc23` is the usual 40 rows, `amc23-83` the
+    83 that the paper validates on. Problems alternate, so that `eval.prompts` takes some of each."""
+    data: FilePath | None = None
+    """A folder with NAME.parquet, NAME.jsonl or NAME/ as the Hub has it; unset loads from the Hub."""
+    wrapper: Wrapper = "dapo"
+    """What is put around a training problem once its own wrapper is off: `dapo` the instruction to end in
+    "Answer: …" (the paper's default) · `boxed` to end in \\boxed{} · `as_is` the row's text, untouched."""
+    eval_wrapper: Wrapper = "boxed"
+    """The same for benchmarks; the paper's protocol is `boxed`."""
+    train_size: int = Field(default=0, ge=0)
+    """At most so many training problems, the first ones; 0 = all. OpenThoughts3 with its demonstrations is
+    too large for most memories."""
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    """As for `Grader`."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.eval)) < len(self.eval):
+            raise ValueError('eval names a benchmark twice (use task.eval=["aime24", "aime25"])')
+        return self
+
+
+TaskConfig = FileTask | GymTask | WorldTask | MathTask
 Task = Annotated[TaskConfig, Field(discriminator="type"), tagged("file"), named("path", type="file")]

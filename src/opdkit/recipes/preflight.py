@@ -202,13 +202,13 @@ class _Probe:
         rows = min(self.size.rollouts, self.sampling.batch_rows)
         per_step = (between - began) / 8 * max(1.0, rows / 16)
         steps = self.size.max_tokens * -(-self.size.rollouts // rows)
-        draws = 1 + (n if self.task.graded else 0)
+        draws = 1 + (n if self.task.training_graded else 0)
         seconds = per_step * steps * draws + reading * (n + n * (n - 1))
         each = self.config.prompts_per_step * self.config.sampling.responses / max(self.size.rollouts, 1)
         whole = STEPS * 4 * each * per_step * steps  # a step draws, reads and goes back
         seconds += n * whole * self.rehearsal / STEPS
         cost = Cost(self.size.rollouts, self.size.tokens, seconds)
-        also = f", {cost.rollouts} responses of each teacher" if self.task.graded else ""
+        also = f", {cost.rollouts} responses of each teacher" if self.task.training_graded else ""
         self.say(
             f"{self.size.prompts} prompts × {self.size.responses} responses of at most {self.size.max_tokens} tokens: "
             f"{cost.tokens:,} tokens of the student{also}, read by both"
@@ -235,7 +235,7 @@ class _Probe:
         piece = self._read(self.rollouts, ours, theirs)
         metrics = numbers(piece, vocabulary=loaded.head.rows, seed=cfg.seed)
         going_on: list[Continued] = []
-        if self.task.graded:
+        if self.task.training_graded:
             answered = self._drawn(LocalSampler(loaded), self.prompts[: self.size.prompts])
             metrics |= teacher_numbers(self.rollouts, answered, seed=cfg.seed)
             if self.continuation:
@@ -361,13 +361,15 @@ def _cold_start(cfg: Config, source: str, teacher: str) -> str:
         "--train",
     ]
     if cfg.task.type == "testbed":
-        learn = f"task.demonstrations={shown}"
+        learn = [f"task.demonstrations={shown}"]
+    elif cfg.task.type == "math":
+        learn = [f"task.train={shown}", "task.wrapper=as_is"]  # the prompts in it are wrapped already
     elif cfg.task.type == "gym":
-        learn = f'task={{type="file", path="{shown}"}}'
+        learn = [f'task={{type="file", path="{shown}"}}']
     else:
-        learn = f"task.path={shown}"
+        learn = [f"task.path={shown}"]
     kept = [word for word in words if not word.startswith(("teacher", "run="))]
-    train = [*kept, "story=sft", *(["teacher=unset"] if config else []), learn, f"run={cfg.run}-cold"]
+    train = [*kept, "story=sft", *(["teacher=unset"] if config else []), *learn, f"run={cfg.run}-cold"]
     return f"{shlex.join([*ask, '--out', str(shown)])} && {shlex.join(['opd', 'train', *train])}"
 
 

@@ -17,6 +17,7 @@ REPEATED = 0.01  # share of repeated prompts from which a file is worth a look; 
 
 def prompt_findings(subject: Subject) -> list[Finding]:
     return [
+        *subject.task.findings,
         *_empty(subject),
         *_repeated(subject),
         *_answers(subject),

@@ -104,7 +104,9 @@ def _on(run: Run) -> str:
         return (
             f" in world {config.get('task.world', 0)} of the testbed ({config.get('task.family', 'chain')})"
         )
-    task = config.get("task.name") or config.get("task.path") or config.get("task")
+    task = (
+        config.get("task.name") or config.get("task.train") or config.get("task.path") or config.get("task")
+    )
     return f" on {task}" if task else ""
 
 

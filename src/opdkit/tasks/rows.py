@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from opdkit.config import FileTask
 
 Row = Mapping[str, Any]
+_OWN = ("messages", "id", "group", "reward_model", "extra_info")
 _SHAPE = 'a row is {"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
 
 
@@ -23,28 +24,47 @@ def read_prompts(path: Path, cfg: FileTask) -> tuple[Prompt, ...]:
     verl's columns are understood: `prompt` as messages, `reward_model.ground_truth`, `extra_info.index`.
     Raises UserError for a missing, empty or unreadable file, a bad row, or an id used twice.
     """
-    _must_exist(path)
-    rows = _parquet_rows(path, cfg) if path.suffix == ".parquet" else _json_rows(path)
-    prompts = tuple(_prompt(row, cfg, path=path, line=line) for line, row in rows)
+    must_be_file(path)
+    wanted = {cfg.prompt_key, cfg.answer_key, cfg.response_key, *_OWN}
+    prompts = tuple(_prompt(row, cfg, path=path, line=line) for line, row in read_rows(path, columns=wanted))
     if not prompts:
         raise UserError(f"{path} holds no rows", hint=_SHAPE)
     _distinct_ids(prompts)
     return prompts
 
 
-# --- files --------------------------------------------------------------------------------------------------
+def read_rows(path: Path, *, columns: Collection[str]) -> Iterator[tuple[int, Row]]:
+    """(line counted from 1, row) of a JSONL or parquet file; of parquet only `columns` are read.
+
+    Raises UserError for what is not readable, at that row.
+    """
+    return _parquet_rows(path, columns) if path.suffix == ".parquet" else _json_rows(path)
 
 
-def _must_exist(path: Path) -> None:
+def column_names(path: Path, row: Row) -> list[str]:
+    """The columns that the file of `row` has, for a message: a parquet row holds only what was asked for."""
+    if path.suffix != ".parquet":
+        return list(row)
+    import pyarrow.parquet
+
+    names: list[str] = pyarrow.parquet.read_schema(path).names
+    return names
+
+
+def must_be_file(path: Path, *, key: str = "task.path") -> None:
+    """UserError with the nearest name where `path` is no file; `key` is where the user wrote it."""
     if path.is_file():
         return
     if path.is_dir():
-        raise UserError(f"{path} is a folder, not a file of prompts", hint=f"task.path={path}/FILE.jsonl")
+        raise UserError(f"{path} is a folder, not a file of prompts", hint=f"{key}={path}/FILE.jsonl")
     folder = path.parent
     names = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {folder / near[0]}?" if near else f"set task.path; {_SHAPE}"
+    hint = f"did you mean {folder / near[0]}?" if near else f"set {key}; {_SHAPE}"
     raise UserError(f"no prompt file at {path}", hint=hint)
+
+
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -70,13 +90,11 @@ def _json_row(raw: bytes, where: str) -> Row:
     return row
 
 
-def _parquet_rows(path: Path, cfg: FileTask) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, Row]]:
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise UserError("parquet files need the extra `data`", hint="pip install 'opdkit[data]'") from error
-    own = {cfg.prompt_key, cfg.answer_key, cfg.response_key}
-    wanted = own | {"messages", "id", "group", "reward_model", "extra_info"}
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in file.schema_arrow.names if name in wanted]

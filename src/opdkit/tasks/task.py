@@ -5,53 +5,70 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self
 
+from opdkit.tasks.grading import ChildGrading, Grading, open_grading
 from opdkit.tasks.gym import gym_prompts, gym_setup, refusal
+from opdkit.tasks.math_problems import benchmark_problems, training_problems
 from opdkit.tasks.rows import read_prompts
+from opdkit.tasks.stated import StatedGrading
 from opdkit.tasks.worker import Worker
 from opdkit.tasks.worlds import WorldGrading, open_world, world_prompts
-from opdkit.types import Grade, Prompt, Rollout, UserError
+from opdkit.types import Finding, Prompt, Rollout, UserError
 
 if TYPE_CHECKING:
-    from opdkit.config import FileTask, GymTask, TaskConfig
-
-MAX_CHARACTERS = 20_000  # of a response that a grader reads, from its end: answers stand there
+    from opdkit.config import FileTask, GymTask, MathTask, TaskConfig
 
 
-def load_task(cfg: TaskConfig, *, base_seed: int = 0) -> Task:
+def load_task(
+    cfg: TaskConfig, *, base_seed: int = 0, only: Literal["train", "evaluation"] | None = None
+) -> Task:
     """The task that `cfg` describes; `base_seed` gives a generator another stream, files are read as they
-    are.
+    are. `only` one side spares a `math` task the reading of the other.
 
     Raises UserError for whatever is wrong with files, arguments, patterns or answers, before a model is
     loaded.
     """
     if cfg.type == "testbed":
         return Task(*world_prompts(cfg), grading=WorldGrading(open_world(cfg)))
+    if cfg.type == "math":
+        return _math_task(cfg, only)
     return _gym_task(cfg, base_seed) if cfg.type == "gym" else _file_task(cfg)
 
 
-class Grading(Protocol):
-    """Who judges responses."""
-
-    def grades(self, rollouts: Sequence[Rollout]) -> list[Grade | None]:
-        """One per rollout; None where there is nothing to judge by."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class Task:
-    """Lives because it may own a grader's process: `close` it, or use it in a `with` statement."""
+    """Lives because it may own a grader's process: `close` it, or use it in a `with` statement.
 
-    def __init__(self, train: tuple[Prompt, ...], evaluation: tuple[Prompt, ...], *, grading: Grading | None):
+    `findings`: what is worth saying of the data before a run. `benchmarks`: names of the groups of
+    `evaluation`, where an average over benchmarks is meant.
+    """
+
+    def __init__(
+        self,
+        train: tuple[Prompt, ...],
+        evaluation: tuple[Prompt, ...],
+        *,
+        grading: Grading | None,
+        findings: tuple[Finding, ...] = (),
+        benchmarks: tuple[str, ...] = (),
+        training_graded: bool = True,
+    ):
         self.train = train
         self.evaluation = evaluation
+        self.findings = findings
+        self.benchmarks = benchmarks
         self._grading = grading
+        self._training_graded = training_graded
 
     @property
     def graded(self) -> bool:
+        """Whether responses to evaluation prompts get a grade."""
         return self._grading is not None
+
+    @property
+    def training_graded(self) -> bool:
+        """Whether responses to training prompts do as well: demonstrations may come without answers."""
+        return self.graded and self._training_graded
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts with `grade` set, in order; unchanged where there is nothing to judge by."""
@@ -72,28 +89,6 @@ class Task:
         self.close()
 
 
-class ChildGrading:
-    """Graders that run foreign code on foreign text, in a process that can be killed.
-
-    Only the last 20,000 characters of a response are read; a longer one is never an exact answer. A grader
-    that took too long or raised gives no score but `failed`.
-    """
-
-    def __init__(self, worker: Worker, *, timeout_seconds: float):
-        self.worker, self.timeout_seconds = worker, timeout_seconds
-
-    def grades(self, rollouts: Sequence[Rollout]) -> list[Grade | None]:
-        asked = [i for i, r in enumerate(rollouts) if _gradable(r.prompt)]
-        replies = self.worker.ask(
-            [_request(rollouts[i]) for i in asked], timeout_seconds=self.timeout_seconds
-        )
-        found = {i: Grade(r.get("score"), r.get("failed")) for i, r in zip(asked, replies, strict=True)}
-        return [found.get(i) for i in range(len(rollouts))]
-
-    def close(self) -> None:
-        self.worker.close()
-
-
 # --- files and generators ------------------------------------------------------------------------------------------
 
 
@@ -106,12 +101,24 @@ def _file_task(cfg: FileTask) -> Task:
     _must_have_answers(train + evaluation, cfg)
     if grader.type == "regex":
         _must_compile(grader.pattern, "task.grader.pattern")
-    worker = Worker({"type": grader.type, "pattern": grader.pattern})
-    greeting = worker.start()  # now, so that a missing package shows before a model is loaded
-    if "ready" not in greeting:
-        worker.close()
-        raise _grader_refusal(greeting, grader.type)
-    return Task(train, evaluation, grading=ChildGrading(worker, timeout_seconds=grader.timeout_seconds))
+    grading = open_grading(grader.type, pattern=grader.pattern, timeout_seconds=grader.timeout_seconds)
+    return Task(train, evaluation, grading=grading)
+
+
+def _math_task(cfg: MathTask, only: Literal["train", "evaluation"] | None) -> Task:
+    train, findings = training_problems(cfg) if only != "evaluation" else ((), ())
+    evaluation, more = benchmark_problems(cfg) if only != "train" else ((), ())
+    with_answers = all(p.answer is not None for p in train)
+    graded = bool(evaluation) or with_answers  # without a single answer no grader is needed
+    math = open_grading("math", timeout_seconds=cfg.timeout_seconds) if graded else None
+    return Task(
+        train,
+        evaluation,
+        grading=StatedGrading(math) if math is not None else None,
+        findings=(*findings, *more),
+        benchmarks=tuple(dict.fromkeys(p.group for p in evaluation if p.group is not None)),
+        training_graded=with_answers,
+    )
 
 
 def _gym_task(cfg: GymTask, base_seed: int) -> Task:
@@ -127,21 +134,6 @@ def _gym_task(cfg: GymTask, base_seed: int) -> Task:
         worker.close()
         raise
     return Task(train, evaluation, grading=ChildGrading(worker, timeout_seconds=cfg.timeout_seconds))
-
-
-def _request(rollout: Rollout) -> dict[str, Any]:
-    text = rollout.text.strip()
-    return {
-        "op": "grade",
-        "text": text[-MAX_CHARACTERS:],
-        "cut": len(text) > MAX_CHARACTERS,
-        "answer": rollout.prompt.answer,
-        **rollout.prompt.extra,
-    }
-
-
-def _gradable(prompt: Prompt) -> bool:
-    return prompt.answer is not None or "index" in prompt.extra
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
@@ -164,9 +156,3 @@ def _must_compile(pattern: str, key: str) -> None:
         raise UserError(f"{key} is no pattern: {error} (got {pattern!r})", hint=f"{key}='(\\d+)'") from error
     if groups == 0:
         raise UserError(f"{key} has no group (got {pattern!r})", hint=f"{key}='({pattern})'")
-
-
-def _grader_refusal(greeting: dict[str, Any], type_: str) -> UserError:
-    if greeting["refused"] == "missing":
-        return UserError(f"grader {type_!r} needs {greeting['module']}", hint="pip install 'opdkit[math]'")
-    return UserError(f"grader {type_!r} does not start: {greeting['message']}", hint="task.grader=exact")

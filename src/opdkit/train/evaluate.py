@@ -54,7 +54,15 @@ def evaluate(
     if world is not None:
         marks = [Mark(**m) for part in world.gather([asdict(m) for m in marks]) for m in part]
     groups = [p.group for p in chosen]
-    return summarise(marks, graded=task.graded, groups=groups if any(groups) else None)
+    row = summarise(marks, graded=task.graded, groups=groups if any(groups) else None)
+    return row | _over_benchmarks(row) if task.benchmarks else row
+
+
+def _over_benchmarks(row: dict[str, Any]) -> dict[str, float]:
+    """`avg_of_benchmarks`: every benchmark counts the same, however many problems it has, as in arXiv 2604.13016;
+    in `avg_at_k` every problem does."""
+    accuracies = list(row.get("by_group", {}).values())
+    return {"avg_of_benchmarks": _mean(accuracies)} if accuracies else {}
 
 
 def _exam_sampling(cfg: EvalConfig, sampling: SamplingConfig) -> SamplingConfig:

@@ -40,10 +40,9 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
     device = pick_device(config.device)
     if keep is not None:
         _writable(keep)
-    with load_task(config.task) as task:
+    with load_task(config.task, only="train" if training else "evaluation") as task:
         if not training and not task.evaluation:
-            hint = "task.eval_path=FILE" if config.task.type == "file" else "task.eval_size=100"
-            raise UserError("the task has no evaluation prompts", hint=hint)
+            raise UserError("the task has no evaluation prompts", hint=_EVALUATE[config.task.type])
         asked = task.train if training else task.evaluation
         prompts = _prompts(config, asked)
         check_weights(config.student)
@@ -62,6 +61,8 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
         finally:
             world.close()
         row |= {"prompts_dropped": len(asked) - len(prompts)}
+        if task.findings:
+            row["findings"] = [f"{f.severity}: {f.message}" for f in task.findings]
         if keep is not None:
             rows = [_row(r) for r in kept.rollouts if not training or r.finish_reason == "stop"]
             row["responses_left_out"] = len(kept.rollouts) - len(rows)
@@ -69,11 +70,15 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
     return row
 
 
+_EVALUATE = {"file": "task.eval_path=FILE", "math": 'task.eval=["aime24", "aime25"]'}
+_EVALUATE |= dict.fromkeys(("gym", "testbed"), "task.eval_size=100")
+
+
 class _Keeping:
     """The task as `evaluate` sees it, holding on to what was graded."""
 
     def __init__(self, sampler: LocalSampler, task: Any):
-        self.sampler, self.task = sampler, task
+        self.sampler, self.task, self.benchmarks = sampler, task, task.benchmarks
         self.rollouts: list[Rollout] = []
 
     @property

@@ -18,6 +18,8 @@ from opdkit.train.plan import Plan
 from opdkit.train.teachers import renderer_of
 from opdkit.types import Finding, Prompt, Rollout, UserError
 
+_GRADER = "task.grader=exact, regex or math, with an answer in every row"
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -36,10 +38,10 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
     UserError where none fits, one has a token that a model does not know, or the story asks what is not there.
     """
     cfg = config.task
-    if config.story in ("grpo", "improve") and not task.graded:
+    if config.story in ("grpo", "improve") and not task.training_graded:
         raise UserError(
             f"story {config.story!r} lives on scores, and the task has no grader",
-            hint="task.grader=exact, regex or math, with an answer in every row",
+            hint=_GRADER if config.task.type != "math" else "task.train=dapo-math-17k, which has answers",
         )
     renderer = open_renderer(config, plan.tokenizer)
     train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
@@ -47,11 +49,11 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
     refuse_unknown_tokens([*train, *exam], plan.tokenizer, rows=plan.rows)
     student = context_length(open_config(config.student))
     if config.story == "sft":
-        return _to_imitate(config, plan, train, exam, student)
+        return _to_imitate(config, plan, train, exam, student, told=task.findings)
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
     exam, more = _examined(config, exam, student)
     kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, renderer)
-    told = (*plan.findings, *findings, *more, *others, *_ungraded(task))
+    told = (*plan.findings, *task.findings, *findings, *more, *others, *_ungraded(task, config))
     return Prompts(kept, exam, teacher_ids, told)
 
 
@@ -77,7 +79,13 @@ def open_renderer(config: Config, tokenizer: Any) -> Any:
 
 
 def _to_imitate(
-    config: Config, plan: Plan, train: Sequence[Prompt], exam: Sequence[Prompt], context: int
+    config: Config,
+    plan: Plan,
+    train: Sequence[Prompt],
+    exam: Sequence[Prompt],
+    context: int,
+    *,
+    told: Sequence[Finding],
 ) -> Prompts:
     """Demonstrations as rollouts; those that the student's context cannot hold are left out and told."""
     stops = open_stop_ids(config.student, plan.tokenizer, rows=plan.rows)
@@ -104,7 +112,7 @@ def _to_imitate(
             )
         ]
     exam, more = _examined(config, exam, context)
-    return Prompts((), exam, {}, (*findings, *more), demonstrations=kept)
+    return Prompts((), exam, {}, (*told, *findings, *more), demonstrations=kept)
 
 
 def _examined(config: Config, exam: Sequence[Prompt], context: int) -> tuple[list[Prompt], list[Finding]]:
@@ -186,7 +194,7 @@ def _as_the_teacher_reads(
     return [p for p in prompts if p.source in ids], ids, findings
 
 
-def _ungraded(task: Any) -> list[Finding]:
+def _ungraded(task: Any, config: Config) -> list[Finding]:
     if task.graded:
         return []
     return [
@@ -194,6 +202,6 @@ def _ungraded(task: Any) -> list[Finding]:
             name="no_grader",
             severity="info",
             message="no grader, so nothing will be said about accuracy",
-            remedy="task.grader=exact, regex or math, with an answer in every row",
+            remedy=_GRADER if config.task.type != "math" else 'task.eval=["aime24", "aime25"]',
         )
     ]
