@@ -232,8 +232,8 @@ def test_a_token_guards_every_route_known_or_not():
                 None,
                 "Bearer wrong",
                 f"Basic {TOKEN}",
-                f"Bearer {TOKEN} ",
-                "Bearer ",
+                f"Bearer {TOKEN}x",
+                "Bearer",
                 TOKEN,
             ):
                 headers = {} if authorization is None else {"Authorization": authorization}

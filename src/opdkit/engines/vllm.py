@@ -6,6 +6,7 @@ they are the untruncated ones at the sampling temperature as well. Entropy it do
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ def rows_of(
             key = stream_key(seed=seed, step=step, prompt=prompt.id, sample=first + sample)
             rows.append(Row(prompt, sample, min(sampling.max_tokens, room), key % (1 << 63)))
     return rows
+
+
+def check_installed() -> None:
+    """UserError where there is no vLLM, before anything is loaded."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "sampling.type=vllm needs vLLM, which is not installed",
+            hint="pip install 'opdkit[vllm]', or sampling.type=local",
+        )
 
 
 class VllmSampler:

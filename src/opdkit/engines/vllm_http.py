@@ -46,6 +46,14 @@ def server_top_k(cfg: VllmServerSampling, *, rows: int) -> int:
         raise UserError(str(error), hint=error.hint) from None
 
 
+def check_server(cfg: VllmServerSampling) -> None:
+    """UserError where nobody answers, before anything is loaded."""
+    try:
+        _name(_endpoint(cfg))
+    except EngineError as error:
+        raise UserError(str(error), hint=error.hint) from None
+
+
 class VllmServerSampler:
     """`share` holds the weights on their way; one file, replaced at every publish, removed by `close`."""
 
