@@ -62,6 +62,9 @@ from opdkit.types import Needs, Prompt, Rollout  # noqa: E402
 
 VOCABULARY, PROMPT, RESPONSE, ROWS, K = 512, 32, 64, 32, 16
 WIDTHS = (1, 16, 64)
+SPREAD = 0.04
+"""Of the random weights. At .06 a local float32 forward is itself 9e-6 nats from a float64 one, and nothing can be said of 1e-5;
+`local_against_float64` tells what it is here."""
 
 
 def main() -> int:
@@ -104,6 +107,14 @@ def agreement(models: dict[str, Path], vllm_url: str, opd_url: str) -> dict[str,
             for field in ("sampled", "topk_logp")
         )
     found["vllm_sampler"] = sampler_agreement(models)
+    exact = load(models["teacher"])
+    exact.model.double()
+    found["local_against_float64"] = max(
+        float((a.topk_logp - b.topk_logp).abs().max())  # type: ignore[operator]
+        for a, b in zip(
+            LocalTeacher(exact, payload="ids").score(rollouts, needs=needs), expected, strict=True
+        )
+    )
     return found
 
 
@@ -252,7 +263,7 @@ def make_models(folder: Path) -> dict[str, Path]:
     found = {}
     for name, seed, hidden, layers in (("student", 0, 128, 4), ("teacher", 1, 256, 6)):
         model = tiny_model(
-            "qwen3", seed=seed, hidden=hidden, layers=layers, spread=0.06, head_dim=64, tokenizer=tokenizer
+            "qwen3", seed=seed, hidden=hidden, layers=layers, spread=SPREAD, head_dim=64, tokenizer=tokenizer
         )
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)

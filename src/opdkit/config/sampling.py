@@ -63,7 +63,7 @@ class VllmSampling(_Engine):
     """Of the engine's weights; unset takes student.dtype."""
     memory: float = Field(default=0.4, gt=0, lt=1)
     """Share of the GPU that vLLM takes for weights and cache; the rest is the learner's."""
-    max_length: int | None = Field(default=None, ge=2)
+    max_length: int | None = Field(default=None, ge=4)
     """Prompt and response together, at most; unset: the model's context."""
     eager: bool = False
     """No CUDA graphs: starts faster, decodes slower."""

@@ -86,7 +86,9 @@ class VllmSampler:
         self.bias = banned_rows(loaded)
         self.llm = _engine(cfg, folder, width=width, dtype=cfg.dtype or dtype, max_length=self.max_length)
         try:
-            self.canary = Canary(loaded, self._logps, bound=cfg.canary, start=cfg.canary_start)
+            self.canary = Canary(
+                loaded, self._logps, bound=cfg.canary, start=cfg.canary_start, room=self.max_length
+            )
         except EngineError as error:
             self.close()
             raise UserError(str(error), hint=error.hint) from None

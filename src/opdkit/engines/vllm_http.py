@@ -148,7 +148,11 @@ class VllmServerSampler:
             self.endpoint.one("/reset_prefix_cache", b"")
             if self.canary is None:
                 self.canary = Canary(
-                    self.loaded, self._logps, bound=self.cfg.canary, start=self.cfg.canary_start
+                    self.loaded,
+                    self._logps,
+                    bound=self.cfg.canary,
+                    start=self.cfg.canary_start,
+                    room=self.max_length,
                 )
             else:
                 self.canary.check()
