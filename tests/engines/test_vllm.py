@@ -185,6 +185,73 @@ def test_a_run_with_vllm_in_the_process(shop, tmp_path, capfd, monkeypatch):
     assert all(row["support_mismatch"] < 0.01 for row in rows)
 
 
+def test_opd_eval_answers_with_vllm(shop, capfd):
+    words = [
+        "eval",
+        str(shop / "student"),
+        "--task",
+        str(shop / "sums.jsonl"),
+        "task.grader=exact",
+        "eval.responses=2",
+    ]
+    said = opd(capfd, *words, 'sampling={type="vllm",max_tokens=8}', "--json")
+    assert said.code == 0, said.err
+    row = json.loads(said.out.strip().splitlines()[-1])
+    assert row["problems"] == 16 and row["responses"] == 2 and 0 < row["response_length"] <= 8
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs" / "paper").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_papers_configs_run_in_small_with_vllm(path, shop, tmp_path, capfd, monkeypatch):
+    """As they are, vLLM in the process included; only models, data and sizes are stand-ins."""
+    monkeypatch.chdir(tmp_path)
+    for name, row in PAPER_DATA.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    small = [
+        "sampling.max_tokens=8",
+        "sampling.max_length=240",
+        "eval.max_tokens=8",
+        "eval.responses=2",
+        "steps=2",
+        "prompts_per_step=2",
+    ]
+    said = opd(
+        capfd,
+        "train",
+        str(path),
+        f"student={shop / 'student'}",
+        f"teacher={shop / 'teacher'}",
+        f"task.data={tmp_path}",
+        *small,
+        "run=r",
+    )
+    assert said.code == 0, said.err
+    rows = metrics("r")
+    assert len(rows) == 2 and all(row["canary"] < 0.5 and row["seconds/sync"] > 0 for row in rows)
+    exams = [json.loads(line) for line in Path("r/eval.jsonl").read_text().splitlines()]
+    assert [set(exam["by_group"]) for exam in exams] == [{"aime24", "aime25", "amc23-83"}] * 2
+
+
+PAPER_DATA = {
+    "dapo-math-17k": {
+        "prompt": [{"role": "user", "content": "What is 1 + 1?"}],
+        "reward_model": {"ground_truth": "2", "style": "rule"},
+        "extra_info": {"index": "a"},
+    },
+    "aime24": {
+        "id": 60,
+        "problem": "What is 2 + 2?",
+        "solution": "…",
+        "answer": "4",
+        "url": "u",
+        "year": "2024",
+    },
+    "aime25": {"problem": "What is 3 + 3?", "answer": "6", "id": "0"},
+    "amc23-83": {"id": 1, "problem": "What is 4 + 4?", "answer": 8.0, "url": "u"},
+}
+
+
 def test_a_server_without_dev_mode_or_extension_is_named(shop, teacher_server, tmp_path):
     """The teacher's server takes weights of its own shape only: another student's are refused, in words."""
     from opdkit.engines.client import EngineError

@@ -84,5 +84,10 @@ class VllmServerSampling(_Engine):
     """Time-outs, tries, limits."""
 
 
+def as_local(cfg: SamplingConfig) -> LocalSampling:
+    """The same draws, decoded in this process."""
+    return LocalSampling(**{name: getattr(cfg, name) for name in SamplingConfig.model_fields})
+
+
 SamplerConfig = LocalSampling | VllmSampling | VllmServerSampling
 Sampling = Annotated[SamplerConfig, Field(discriminator="type"), tagged("local")]

@@ -23,6 +23,7 @@ from opdkit.models.draw import stream_key
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, UserError
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 BANNED = -100.0  # logit bias of embedding rows that no tokenizer knows: e⁻¹⁰⁰ is nothing in float32
 
 
@@ -84,6 +85,7 @@ class VllmSampler:
         self.max_length = min(cfg.max_length or loaded.max_length, loaded.max_length)
         self.offers = Needs(sampled=True, top_k=max(width, 1))
         self.bias = banned_rows(loaded)
+        self.dtype = _DTYPES[cfg.dtype or dtype]  # of the engine's weights
         self.llm = _engine(cfg, folder, width=width, dtype=cfg.dtype or dtype, max_length=self.max_length)
         try:
             self.canary = Canary(
@@ -144,6 +146,7 @@ class VllmSampler:
     def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
         """Publish, forget what was cached under the old weights, ask the canary. CanaryError where it is not well."""
         if state is not None:
+            state = {name: tensor.to(self.dtype) for name, tensor in state.items()}
             if self.cfg.publish == "extension":
                 self.llm.collective_rpc("opd_load", args=(dict(state),))
             else:

@@ -46,10 +46,10 @@ def server_top_k(cfg: VllmServerSampling, *, rows: int) -> int:
         raise UserError(str(error), hint=error.hint) from None
 
 
-def check_server(cfg: VllmServerSampling) -> None:
-    """UserError where nobody answers, before anything is loaded."""
+def server_reach(cfg: VllmServerSampling) -> int:
+    """Tokens of prompt and response that the server takes. UserError where nobody answers."""
     try:
-        _name(_endpoint(cfg))
+        return _name(_endpoint(cfg))[1]
     except EngineError as error:
         raise UserError(str(error), hint=error.hint) from None
 

@@ -22,7 +22,7 @@ from opdkit.config import (
     dump_toml,
 )
 from opdkit.engines.vllm import VllmSampler, check_installed
-from opdkit.engines.vllm_http import VllmServerSampler, check_server
+from opdkit.engines.vllm_http import VllmServerSampler
 from opdkit.models.contracts import Sampler, Teacher
 from opdkit.models.load import LoadedModel, check_weights, open_model
 from opdkit.models.sampler import LocalSampler
@@ -185,11 +185,9 @@ def _feed(
 
 
 def _check_sampler(config: Config) -> None:
-    """That an engine is there to be started, or answers."""
+    """That an engine is there to be started; a server answered when the run was planned."""
     if isinstance(config.sampling, VllmSampling):
         check_installed()
-    if isinstance(config.sampling, VllmServerSampling):
-        check_server(config.sampling)
 
 
 def _check_weights(config: Config, resume: Path | None) -> None:
