@@ -1,6 +1,6 @@
 """HTTP with an end: one deadline over all tries, a time-out per try, bounded concurrency, bounded replies.
 
-A lost connection, 408, 425, 429 and 5xx are tried again after a growing pause while the deadline allows; any other
+A lost connection, 429 and 5xx are tried again after a growing pause while the deadline allows; any other
 4xx and a redirect are final at once. Waiting is asyncio's, so that a server which drips a byte a second, in headers
 or body, is cut off as surely as a silent one.
 """
@@ -21,7 +21,7 @@ import httpx
 from opdkit.config import Patience
 from opdkit.types import RunError, UserError
 
-AGAIN = {408, 425, 429, 500, 502, 503, 504}
+AGAIN = {429, 500, 502, 503, 504}
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds between tries
 _SHOWN = 300  # characters of a refusal
 

@@ -30,9 +30,14 @@ class Group:
     panels: tuple[Panel, ...]
 
 
+TEACHERS = Group(
+    "teachers", "By teacher", "The same quantities on the rollouts of each of several teachers.", ()
+)
 OTHER = Group("other", "Other metrics", "Logged by the run and not known to this report.", ())
 
 _AT_K = re.compile(r"overlap_ratio_at_([1-9][0-9]{0,8})")
+_BY_TEACHER = re.compile(r"by_teacher/(.+)/([a-z_]+)", re.DOTALL)
+_TEACHERS = {"share": "Share of the step's rollouts that this teacher scored: a skew shows here."}
 _BY_POSITION = re.compile(r"by_position/([0-9]{1,9})/(.+)", re.DOTALL)
 
 
@@ -46,6 +51,7 @@ def groups(names: Iterable[str], *, taught: bool = True) -> list[Group]:
         _with_at_k(group, present) if group.key == "alignment" else group for group in _catalogue(taught)
     ]
     kept = [replace(group, panels=_present(group.panels, present)) for group in known]
+    kept += _by_teacher(present)
     claimed = {metric for group in kept for panel in group.panels for metric in panel.metrics}
     rest = tuple(_plain(name) for name in present if name not in claimed)
     return [*kept, *([replace(OTHER, panels=rest)] if rest else [])]
@@ -94,6 +100,22 @@ def _panel(table: Mapping[str, Any]) -> Panel:
 def _present(panels: Iterable[Panel], names: list[str]) -> tuple[Panel, ...]:
     kept = (replace(panel, metrics=tuple(m for m in panel.metrics if m in names)) for panel in panels)
     return tuple(panel for panel in kept if panel.metrics)
+
+
+def _by_teacher(names: list[str]) -> list[Group]:
+    """One panel per quantity that several teachers have, a line for each; no group where there is one teacher."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := _BY_TEACHER.fullmatch(name):
+            found.setdefault(match[2], []).append(name)
+    units = {
+        metric: panel.unit for group in _catalogue(True) for panel in group.panels for metric in panel.metrics
+    }
+    panels = tuple(
+        Panel(tuple(metrics), units.get(quantity, "fraction"), _TEACHERS.get(quantity, ""), title=quantity)
+        for quantity, metrics in found.items()
+    )
+    return [replace(TEACHERS, panels=panels)] if panels else []
 
 
 def _with_at_k(group: Group, names: list[str]) -> Group:

@@ -92,8 +92,14 @@ def _model(name: object) -> str:
 
 def teacher(run: Run) -> str:
     """What the teacher is called in a sentence."""
-    if run.config.get("teacher.type") == "self":
+    kind = run.config.get("teacher.type")
+    if kind == "self":
         return "its own earlier copy"
+    if kind == "server" and not run.config.get("teacher.model"):
+        return f"the model served at {run.config.get('teacher.url')}"
+    if kind == "router":
+        groups = {key.split(".")[2] for key in run.config if key.startswith("teacher.teachers.")}
+        return f"{len(groups)} teachers ({', '.join(sorted(groups))})"
     return _model(run.config.get("teacher.model") or run.config.get("teacher") or "an unnamed teacher")
 
 
