@@ -61,6 +61,12 @@ class ServedTeacher:
     def fingerprint(self) -> str:
         return self.facts.fingerprint
 
+    @property
+    def known(self) -> list[float] | None:
+        """Log-probs of the known sequence's response tokens, once the probe has asked."""
+        said = None if self.sentinel is None else self.sentinel.said.sampled
+        return None if said is None else said.tolist()
+
     def score(
         self, rollouts: Sequence[Rollout], *, needs: Needs, ids: Sequence[Tensor] | None = None
     ) -> list[Scores]:
