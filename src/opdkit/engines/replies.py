@@ -61,7 +61,7 @@ def check_scores(
             )
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise BadReply(where, f"{_WORDS[name]} that are not finite")
-    _check_logps(scores, slack, where)
+    _check_logps(scores, rollout, slack, where)
     if needs.top_k:
         _check_topk(scores, rollout, rows=rows, slack=slack, where=where)
     if needs.entropy and scores.entropy is not None:
@@ -78,13 +78,13 @@ _WORDS = {
 }
 
 
-def _check_logps(scores: Scores, slack: float, where: str) -> None:
+def _check_logps(scores: Scores, rollout: Rollout, slack: float, where: str) -> None:
     for name in ("sampled", "topk_logp", "at_logp"):
         value = getattr(scores, name)
         if value is not None and value.numel():
             _within(value, -math.inf, slack, _WORDS[name], where)
     if scores.at_ids is not None and scores.at_logp is not None:
-        _check_at(scores.at_ids, scores.at_logp, slack, where)
+        _check_at(scores.at_ids, scores.at_logp, scores.sampled, rollout, slack, where)
 
 
 def _check_topk(scores: Scores, rollout: Rollout, *, rows: int, slack: float, where: str) -> None:
@@ -103,8 +103,15 @@ def _check_topk(scores: Scores, rollout: Rollout, *, rows: int, slack: float, wh
     _check_listed(ids, logp, scores, rollout, slack, where)
 
 
-def _check_at(ids: Tensor, logp: Tensor, slack: float, where: str) -> None:
-    """Distinct ids are disjoint events; one asked for twice (as of the known sequence) counts once."""
+def _check_at(
+    ids: Tensor, logp: Tensor, sampled: Tensor | None, rollout: Rollout, slack: float, where: str
+) -> None:
+    """The token taken has its own log-prob. Distinct ids are disjoint events; one asked for twice counts once."""
+    if sampled is not None:
+        taken = ids == torch.tensor(rollout.response_ids)[:, None]
+        apart = float(torch.where(taken, (logp - sampled[:, None]).abs(), 0.0).max())
+        if not apart <= slack:
+            raise BadReply(where, f"two log-probs of one token, {apart:.3g} nats apart")
     order = ids.sort(-1)
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[:, 1:] = order.values.diff(dim=-1) == 0

@@ -97,13 +97,18 @@ class ServedTeacher:
             chosen = [*chosen, self.sentinel.rollout]
             if some is not None:
                 some = [*some, self.sentinel.candidates(some[0].shape[-1])[0].to(some[0].dtype)]
+        guarded = some is not None and needs.sampled and some[0].shape[-1] < self.facts.max_top_k
+        if some is not None and guarded:
+            some = [_with_taken(one, rollout) for one, rollout in zip(some, chosen, strict=True)]
         request = self.dialect.request(chosen, needs=needs, ids=some, number=number)
-        return _Part(number, tuple(rows), tuple(chosen), some, request)
+        return _Part(number, tuple(rows), tuple(chosen), some, request, guarded)
 
     def _read(self, part: _Part, body: bytes, needs: Needs) -> dict[int, Scores]:
         scores = self.dialect.read(body, part.rollouts, needs=needs, ids=part.ids, number=part.number)
         for one, rollout in zip(scores, part.rollouts, strict=True):
             check_scores(one, rollout, needs=needs, rows=self.rows, slack=self.slack, where=self.endpoint.url)
+        if part.guarded:
+            scores = [_without_taken(one) for one in scores]
         if self.sentinel is not None:
             self.sentinel.compare(scores[-1], where=self.endpoint.url)
         return dict(zip(part.rows, scores, strict=False))
@@ -148,8 +153,11 @@ class _Part:
         rollouts: tuple[Rollout, ...],
         ids: list[Tensor] | None,
         request: Request,
+        guarded: bool,
     ):
+        """`guarded`: the token taken is asked for beside the ids, a slot that is known from elsewhere."""
         self.number, self.rows, self.rollouts, self.ids, self.request = number, rows, rollouts, ids, request
+        self.guarded = guarded
 
 
 class Sentinel:
@@ -183,8 +191,8 @@ class Sentinel:
             _close(
                 contradiction(*known, scores.topk_ids, scores.topk_logp), self.tolerance, where
             )  # ids, not ranks: near ties may change places
-        if scores.at_ids is not None and scores.at_logp is not None:
-            _near(self.candidates(scores.at_ids.shape[-1])[1], scores.at_logp, self.tolerance, where)
+        if scores.at_logp is not None:
+            _near(self.candidates(scores.at_logp.shape[-1])[1], scores.at_logp, self.tolerance, where)
         if self.said.hidden is not None and scores.hidden is not None:
             _near(
                 self.said.hidden,
@@ -192,6 +200,16 @@ class Sentinel:
                 self.tolerance * (1 + float(self.said.hidden.abs().max())),
                 where,
             )
+
+
+def _with_taken(ids: Tensor, rollout: Rollout) -> Tensor:
+    """Its log-prob must be the sampled one: candidates that stand in another order, or a row off, do not pass."""
+    return torch.cat([ids, torch.tensor(rollout.response_ids, dtype=ids.dtype)[:, None]], -1)
+
+
+def _without_taken(scores: Scores) -> Scores:
+    assert scores.at_ids is not None and scores.at_logp is not None
+    return replace(scores, at_ids=scores.at_ids[:, :-1], at_logp=scores.at_logp[:, :-1])
 
 
 def _near(before: Tensor, now: Tensor, tolerance: float, where: str) -> None:
