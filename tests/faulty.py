@@ -12,8 +12,8 @@ Not here, because nobody at the client's end could see them:
 
 - numbers that fit together and belong to another context, in one rollout and not in the known sequence. Among them two rollouts
   of one length exchanged in everything by `opd serve`, if at no position a candidate or token of the one is in the other's
-  top-k list: 3 of 60 with a teacher of unrelated weights (lists of 8 of 384 tokens, 8 positions), none with the related teacher
-  of `fault_bench`, which the campaign has. vLLM's lists hold the token taken, and so show it;
+  top-k list, or as likely as its first: possible for responses of a token or two, of the pairs here none, with an unrelated
+  teacher neither. vLLM's lists hold the token taken at every position, the prompt's too, and so show it;
 - in vLLM's JSON, which has no checksum: a digit of one log-prob, as long as the list stays sorted and below 1; two tokens'
   names exchanged in one list; one rollout's log-probs all lower by a constant;
 - a model nearer than the tolerance of the known sequence (2e-4 nats in float32) where the server does not name its weights.
