@@ -7,7 +7,7 @@ SMOLLM2 ?= .cache/smollm2-135m
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo real resume test test-fast check bench clean smollm2 test-peers test-trl test-engines test-gpu help
+.PHONY: install demo real resume test test-fast check bench clean smollm2 test-peers test-trl test-engines bench-engines test-gpu help
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -61,9 +61,13 @@ test-peers: install
 test-trl:
 	$(PYTHON) benchmarks/peers.py --venv .venv-peers --tests
 
-## make test-engines  nothing to test yet: no engine is wired
+## make test-engines  vLLM (its CPU build) behind both contracts, in an environment of its own: about six minutes
 test-engines:
-	@echo "test-engines: no engine is wired yet (vLLM is the next issue); nothing was run"
+	$(PYTHON) scripts/engines.py --venv .venv-engines
+
+## make bench-engines log-probs, replayed steps, bytes and rates: vLLM against opd serve (benchmarks/README.md)
+bench-engines:
+	$(PYTHON) scripts/engines.py --venv .venv-engines --bench
 
 ## make test-gpu      on a GPU: the gpu tests, then benchmarks/gpu.py (GPU="--lengths 2048"); elsewhere it says so
 test-gpu: install

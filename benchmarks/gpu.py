@@ -37,7 +37,7 @@ from opdkit.run.environment import environment
 WIRED = ("paper", "full", "sampled")  # paper-eq5 takes its ids from the sampler, which Ours does not pass on
 NO_GPU = "benchmarks/gpu.py: nothing was measured, because there is no GPU (CUDA device) on this machine."
 NO_TRL = "TRL is not importable here (python benchmarks/peers.py --venv .venv-peers --gpu has it)"
-NO_VLLM = "--sampler vllm: opdkit has no vLLM sampler yet, so there is nothing to measure; --sampler local is what there is"
+NO_VLLM = "--sampler vllm: vLLM is not installed beside opdkit here: pip install 'opdkit[vllm]'"
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -58,7 +58,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trl", choices=("auto", "off"), default="auto", help="off: leave TRL out")
     parser.add_argument("--out", type=Path, help="default on a GPU: benchmarks/results/gpu.json")
     given = parser.parse_args(words)
-    if given.sampler == "vllm":
+    if given.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         parser.error(NO_VLLM)
     if given.steps < 1 or given.warm_up < 1:
         parser.error(
@@ -129,7 +129,9 @@ class Bench:
         )
 
     def _part(self, work: Work) -> dict[str, Any]:
-        part = self._kept("parts", work, lambda: measure(work, self.tokenizer, self.teacher))
+        part = self._kept(
+            "parts", work, lambda: measure(work, self.tokenizer, self.teacher, sampler=self.given.sampler)
+        )
         tell(part)
         return part
 
@@ -163,12 +165,13 @@ class Bench:
             self.out.write_text(json.dumps(self.result, indent=2) + "\n")
 
 
-def measure(work: Work, tokenizer: Any, teacher: LoadedModel) -> dict[str, Any]:
+def measure(work: Work, tokenizer: Any, teacher: LoadedModel, *, sampler: str = "local") -> dict[str, Any]:
     """One length under one preset: ours, alone on the device."""
-    ours = Ours(work, open_student(work.shape, tokenizer, work.device), teacher)
+    ours = Ours(work, open_student(work.shape, tokenizer, work.device), teacher, sampler=sampler)
     for step in range(work.warm_up + work.steps):
         ours.step(make_prompts(work.shape, count=work.prompts, step=step), step)
     steps = [seconds["step"] for seconds in ours.phases.seconds[work.warm_up :]]
+    ours.sampler.close()
     return work.facts() | {
         "seconds": ours.phases.spreads(skip=work.warm_up),
         "share_in_phases": spread(ours.phases.shares(PHASES, skip=work.warm_up)),

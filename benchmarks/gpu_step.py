@@ -3,12 +3,14 @@
 sample    LocalSampler: prefill and decode, bf16 arithmetic over the float32 masters
 score     LocalTeacher, bf16
 update    collate, Objective, Learner: forward, backward, clip, AdamW
-sync      the sampler gets the new weights; the local one shares the learner's module, so there is next to nothing to do
+sync      the sampler gets the new weights; the local one shares the learner's module, so there is next to nothing to do;
+          vLLM in the process takes copies and is asked for the canary (opdkit/engines/canary.py)
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +20,16 @@ from typing import Any
 import torch
 
 from gpu_workload import Shape
-from opdkit.config import DiagnosticsConfig, LearnerConfig, ObjectiveConfig, OptimConfig, SamplingConfig
+from opdkit.config import (
+    DiagnosticsConfig,
+    LearnerConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    SamplingConfig,
+    VllmSampling,
+)
+from opdkit.engines.vllm import VllmSampler
+from opdkit.models.contracts import Sampler
 from opdkit.models.load import LoadedModel
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
@@ -148,10 +159,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
+def _vllm(student: LoadedModel, work: Work) -> Sampler:
+    """vLLM beside the learner, bf16, from a folder it reads once. bf16 against float32 masters: the canary's bound is wide."""
+    cfg = VllmSampling(
+        dtype="bfloat16",
+        batch_rows=max(work.rows, 1),
+        max_length=work.shape.prompt_tokens + work.length,
+        canary_start=0.5,
+        canary=0.5,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        student.model.save_pretrained(folder)
+        student.tokenizer.save_pretrained(folder)
+        return VllmSampler(cfg, folder=folder, loaded=student, width=0, dtype="bfloat16")
+
+
 class Ours:
     """The loop's step (train/loop.py) without its folder."""
 
-    def __init__(self, work: Work, student: LoadedModel, teacher: LoadedModel):
+    def __init__(self, work: Work, student: LoadedModel, teacher: LoadedModel, *, sampler: str = "local"):
         self.work, self.diagnostics = work, DiagnosticsConfig()
         self.objective = Objective(ObjectiveConfig(preset=work.preset))
         self.sampling = SamplingConfig(
@@ -160,7 +186,9 @@ class Ours:
             min_tokens=work.length,
             batch_rows=max(work.rows, 1),
         )
-        self.sampler = LocalSampler(student, compute=COMPUTE)
+        self.sampler: Sampler = (
+            _vllm(student, work) if sampler == "vllm" else LocalSampler(student, compute=COMPUTE)
+        )
         self.teacher = LocalTeacher(teacher, batch_tokens=work.micro_tokens)
         self.learner = make_learner(work, student, self.diagnostics)
         self.phases = Phases(work.device)
@@ -188,7 +216,8 @@ class Ours:
                 batch, signal, objective=self.objective, teacher_head=self.teacher.head, step=step
             )
         with self.phases.timed("sync"):
-            self.sampler.sync(None, version=self.learner.version)
+            weights = None if self.sampler.shares_weights else self.learner.weights()
+            self.sampler.sync(weights, version=self.learner.version)
         self._record(update, rollouts, step)
         return update
 

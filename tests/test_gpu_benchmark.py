@@ -98,7 +98,7 @@ def test_the_phases_add_up_to_about_the_step(dry: tuple[dict[str, Any], str]) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--sampler", "vllm"], "opdkit has no vLLM sampler yet"),
+        (["--sampler", "vllm"], "vLLM is not installed"),
         (["--lengths", 100_000], "the models reach no further"),
         (["--shape", "tiny", "--device", "cpu", "--out", RESULT], "a dry run is no result"),
     ],

@@ -554,8 +554,7 @@ def shop(tmp_path_factory):
 SMALL = [
     "steps=2",
     "prompts_per_step=2",
-    "sampling.max_tokens=8",
-    "sampling.responses=2",
+    'sampling={type="local",responses=2,max_tokens=8}',  # vLLM: tests/engines
     "save.rollouts_every=1",
 ]
 SMALL += ["eval.max_tokens=8", "eval.responses=2"]
@@ -579,7 +578,6 @@ def test_the_papers_configs_run_in_small(path, shop, tmp_path, monkeypatch, capf
     for row in (before, after):
         assert set(row["by_group"]) == {"aime24", "aime25", "amc23-83"} and row["problems"] == 6
         assert row["avg_of_benchmarks"] == pytest.approx(sum(row["by_group"].values()) / 3)
-    assert "teacher_avg_of_benchmarks" in before
     told = findings(run)
     assert told["problems_repeated"]["numbers"] == {"rows": 18, "dropped": 12, "kept": 6}
     assert told["benchmark_size"]["numbers"]["problems"] in (1, 2, 3)
@@ -593,7 +591,7 @@ def test_eval_tells_every_benchmark_and_reads_no_training_data(shop, tmp_path, m
     data = build_data(tmp_path / "data")
     (data / "dapo-math-17k.parquet").unlink()
     words = ["eval", f"{shop}/student", "--task", CONFIGS[0], f"task.data={data}", "student.dtype=float32"]
-    words += ["eval.max_tokens=8", "eval.responses=2", "sampling.max_tokens=8"]
+    words += ["eval.max_tokens=8", "eval.responses=2", SMALL[2]]
     said = opd(capfd, *words, "--json")
     row = json.loads(said.out)
     assert said.code == 0 and set(row["by_group"]) == {"aime24", "aime25", "amc23-83"}

@@ -400,6 +400,14 @@ def _arguments(config: str | None, overrides: list[str] | None) -> tuple[Path | 
 MAY_CHANGE = (
     *("steps", "device", "threads", "eval.", "save.", "health."),
     *("learner.batch_tokens", "sampling.batch_rows"),
+    *(
+        "teacher.url",
+        "teacher.patience.",
+        "sampling.url",
+        "sampling.patience.",
+        "sampling.memory",
+        "sampling.share",
+    ),
 )
 """What may differ when a run is resumed: how long, where and how often; never what is trained on what."""
 

@@ -29,6 +29,7 @@ from opdkit.config.sampling import (
     SamplingConfig,
     VllmSampling,
     VllmServerSampling,
+    as_local,
 )
 from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig, WorldTask
 
@@ -63,6 +64,7 @@ __all__ = [
     "VllmSampling",
     "VllmServerSampling",
     "WorldTask",
+    "as_local",
     "build",
     "dump_table",
     "dump_toml",

@@ -63,7 +63,7 @@ class VllmSampling(_Engine):
     """Of the engine's weights; unset takes student.dtype."""
     memory: float = Field(default=0.4, gt=0, lt=1)
     """Share of the GPU that vLLM takes for weights and cache; the rest is the learner's."""
-    max_length: int | None = Field(default=None, ge=2)
+    max_length: int | None = Field(default=None, ge=4)
     """Prompt and response together, at most; unset: the model's context."""
     eager: bool = False
     """No CUDA graphs: starts faster, decodes slower."""
@@ -82,6 +82,11 @@ class VllmServerSampling(_Engine):
     """Folder that both sides see, for weights on their way; unset: RUN/published."""
     patience: Patience = Patience()
     """Time-outs, tries, limits."""
+
+
+def as_local(cfg: SamplingConfig) -> LocalSampling:
+    """The same draws, decoded in this process."""
+    return LocalSampling(**{name: getattr(cfg, name) for name in SamplingConfig.model_fields})
 
 
 SamplerConfig = LocalSampling | VllmSampling | VllmServerSampling

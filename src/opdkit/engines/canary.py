@@ -38,10 +38,14 @@ class Canary:
         *,
         bound: float | None = None,
         start: float = 0.05,
+        room: int = LENGTH + 1,
     ):
-        """Reads both when they should be equal. CanaryError where they differ by more than `start` nats."""
+        """Reads both when they should be equal. CanaryError where they differ by more than `start` nats.
+
+        `room`: tokens the engine reaches, one of which it writes.
+        """
         self.loaded, self.engine = loaded, engine
-        self.ids = tuple((11 + 7919 * i) % loaded.head.rows for i in range(LENGTH))
+        self.ids = tuple((11 + 7919 * i) % loaded.head.rows for i in range(min(LENGTH, room - 1)))
         self.ours, self.theirs = self._learner(), engine(self.ids)
         self.error = _apart(self.ours, self.theirs)
         if not self.error <= start:

@@ -6,6 +6,7 @@ they are the untruncated ones at the sampling temperature as well. Entropy it do
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from opdkit.models.draw import stream_key
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, UserError
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 BANNED = -100.0  # logit bias of embedding rows that no tokenizer knows: e⁻¹⁰⁰ is nothing in float32
 
 
@@ -59,6 +61,15 @@ def rows_of(
     return rows
 
 
+def check_installed() -> None:
+    """UserError where there is no vLLM, before anything is loaded."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "sampling.type=vllm needs vLLM, which is not installed",
+            hint="pip install 'opdkit[vllm]', or sampling.type=local",
+        )
+
+
 class VllmSampler:
     """Lives in the learner's process; `close` frees the engine."""
 
@@ -74,9 +85,12 @@ class VllmSampler:
         self.max_length = min(cfg.max_length or loaded.max_length, loaded.max_length)
         self.offers = Needs(sampled=True, top_k=max(width, 1))
         self.bias = banned_rows(loaded)
+        self.dtype = _DTYPES[cfg.dtype or dtype]  # of the engine's weights
         self.llm = _engine(cfg, folder, width=width, dtype=cfg.dtype or dtype, max_length=self.max_length)
         try:
-            self.canary = Canary(loaded, self._logps, bound=cfg.canary, start=cfg.canary_start)
+            self.canary = Canary(
+                loaded, self._logps, bound=cfg.canary, start=cfg.canary_start, room=self.max_length
+            )
         except EngineError as error:
             self.close()
             raise UserError(str(error), hint=error.hint) from None
@@ -132,6 +146,7 @@ class VllmSampler:
     def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
         """Publish, forget what was cached under the old weights, ask the canary. CanaryError where it is not well."""
         if state is not None:
+            state = {name: tensor.to(self.dtype) for name, tensor in state.items()}
             if self.cfg.publish == "extension":
                 self.llm.collective_rpc("opd_load", args=(dict(state),))
             else:

@@ -46,6 +46,14 @@ def server_top_k(cfg: VllmServerSampling, *, rows: int) -> int:
         raise UserError(str(error), hint=error.hint) from None
 
 
+def server_reach(cfg: VllmServerSampling) -> int:
+    """Tokens of prompt and response that the server takes. UserError where nobody answers."""
+    try:
+        return _name(_endpoint(cfg))[1]
+    except EngineError as error:
+        raise UserError(str(error), hint=error.hint) from None
+
+
 class VllmServerSampler:
     """`share` holds the weights on their way; one file, replaced at every publish, removed by `close`."""
 
@@ -140,7 +148,11 @@ class VllmServerSampler:
             self.endpoint.one("/reset_prefix_cache", b"")
             if self.canary is None:
                 self.canary = Canary(
-                    self.loaded, self._logps, bound=self.cfg.canary, start=self.cfg.canary_start
+                    self.loaded,
+                    self._logps,
+                    bound=self.cfg.canary,
+                    start=self.cfg.canary_start,
+                    room=self.max_length,
                 )
             else:
                 self.canary.check()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from opdkit.config import Config, LocalTeacher
+from opdkit.config import Config, LocalTeacher, as_local
 from opdkit.diagnostics.verdict import Value, judge
 from opdkit.models.load import LoadedModel, check_weights, open_model, pick_device
 from opdkit.models.pair import Reader
@@ -100,6 +100,7 @@ def check(
     if config.threads:
         torch.set_num_threads(config.threads)
     began = time.perf_counter()
+    config = config.model_copy(update={"sampling": as_local(config.sampling)})  # the probe needs no engine
     with load_task(config.task) as task:
 
         def shown(teacher: str) -> Sequence[Rendering]:

@@ -5,7 +5,7 @@
     GET  /vocabulary   token → id, for a student whose tokenizer has another fingerprint
     GET  /head         the output head as a frame, for clients that ask for hidden states
     POST /score        a frame in, a frame out (opdkit/engines/wire.py)
-    POST /v1/completions, GET /v1/models   vLLM's contract: prompt_logprobs, nothing is written
+    POST /v1/completions, /tokenize, GET /v1/models   vLLM's contract: prompt_logprobs, nothing is written
 
 Only reads: no route changes the model.
 """
@@ -77,14 +77,17 @@ def make_app(
         card = {"id": loaded.name, "object": "model", "max_model_len": loaded.max_length}
         return {"object": "list", "data": [card]}
 
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> dict[str, Any]:
+        text = (await _json(request)).get("prompt")
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            raise BadRequest(f"prompt must be text of at most {MAX_TEXT} characters")
+        ids = await asyncio.to_thread(loaded.tokenizer, text, add_special_tokens=False)
+        return {"tokens": list(ids["input_ids"]), "count": len(ids["input_ids"])}
+
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise BadRequest("the body is no JSON") from None
-        if not isinstance(body, dict):
-            raise BadRequest("the body is no object")
+        body = await _json(request)
         job = await asyncio.to_thread(read_completion, body, loaded=loaded, limits=limits)
         scores = await _scored(batcher, job)
         text = await asyncio.to_thread(lambda: json.dumps(write_completion(scores, job, name=loaded.name)))
@@ -100,6 +103,19 @@ def make_app(
 
     app.add_middleware(_Gate, token=token, body_bytes=limits.body_bytes)
     return app
+
+
+MAX_TEXT = 100_000  # characters that /tokenize reads
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise BadRequest("the body is no JSON") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body is no object")
+    return body
 
 
 async def _scored(batcher: Batcher, job: Job) -> list[Scores]:

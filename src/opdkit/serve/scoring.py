@@ -97,8 +97,8 @@ def read_completion(body: Mapping[str, Any], *, loaded: LoadedModel, limits: Lim
             f"Requested prompt logprobs of {k}, which is greater than max allowed: {min(limits.top_k, rows)}"
         )
     flat = [i for p in prompts for i in p]
-    if not all(type(i) is int for i in flat):
-        raise BadRequest("prompt must be token ids")
+    if not all(type(i) is int and 0 <= i < rows for i in flat):
+        raise BadRequest(f"prompt must be token ids from 0 to {rows - 1}")
     tokens = _ids(np.array(flat, dtype=np.int64), "prompt", rows)
     one = np.ones(len(prompts), dtype=np.int64)
     rest = np.array([len(p) - 1 for p in prompts], dtype=np.int64)

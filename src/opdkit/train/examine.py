@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 
-from opdkit.config import Config
+from opdkit.config import Config, VllmSampling, VllmServerSampling
+from opdkit.engines.vllm import VllmSampler, check_installed
+from opdkit.models.contracts import Sampler
 from opdkit.models.load import (
+    LoadedModel,
     check_weights,
     context_length,
     open_config,
@@ -47,7 +50,7 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
         prompts = _prompts(config, asked)
         check_weights(config.student)
         loaded = open_model(config.student, device=device)
-        world, kept = World(device), _Keeping(LocalSampler(loaded), task)
+        world, kept = World(device), _Keeping(_answering(config, loaded), task)
         try:
             row = evaluate(
                 kept.sampler,
@@ -59,6 +62,7 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
                 world=world,
             )
         finally:
+            kept.sampler.close()
             world.close()
         row |= {"prompts_dropped": len(asked) - len(prompts)}
         if task.findings:
@@ -70,6 +74,22 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
     return row
 
 
+def _answering(config: Config, loaded: LoadedModel) -> Sampler:
+    """Who answers: this process, or vLLM in it. A server may hold anything's weights."""
+    cfg = config.sampling
+    if isinstance(cfg, VllmServerSampling):
+        raise UserError(
+            "opd eval examines a model folder, and a server may hold other weights",
+            hint="sampling.type=vllm, or 'sampling={type=\"local\"}'",
+        )
+    if isinstance(cfg, VllmSampling):
+        check_installed()
+        return VllmSampler(
+            cfg, folder=config.student.model, loaded=loaded, width=0, dtype=config.student.dtype
+        )
+    return LocalSampler(loaded)
+
+
 _EVALUATE = {"file": "task.eval_path=FILE", "math": 'task.eval=["aime24", "aime25"]'}
 _EVALUATE |= dict.fromkeys(("gym", "testbed"), "task.eval_size=100")
 
@@ -77,7 +97,7 @@ _EVALUATE |= dict.fromkeys(("gym", "testbed"), "task.eval_size=100")
 class _Keeping:
     """The task as `evaluate` sees it, holding on to what was graded."""
 
-    def __init__(self, sampler: LocalSampler, task: Any):
+    def __init__(self, sampler: Sampler, task: Any):
         self.sampler, self.task, self.benchmarks = sampler, task, task.benchmarks
         self.rollouts: list[Rollout] = []
 

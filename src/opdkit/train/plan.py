@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from opdkit.config import Config, LocalSampling, VllmSampling
-from opdkit.engines.vllm_http import server_top_k
+from opdkit.config import Config, LocalSampling, VllmSampling, VllmServerSampling
+from opdkit.engines.vllm_http import server_reach, server_top_k
 from opdkit.models.load import open_config, open_tokenizer, vocabulary_rows
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation, push_down
 from opdkit.train.teachers import Offer, offer_of
@@ -30,6 +30,9 @@ class Plan:
     teacher: Offer  # what the teacher told before it was opened; of nothing where there is none
     findings: tuple[Finding, ...] = ()
     candidate_width: int = 0  # of the student's candidates that are named early
+    reach: int = (
+        1 << 30
+    )  # tokens of prompt and response that the sampler takes, if less than the student does
 
 
 LIKELIHOODS: dict[str, Callable[[Config], Likelihood]] = {
@@ -51,6 +54,14 @@ def sampler_top_k(config: Config, *, rows: int) -> int:
     if cfg.top_p < 1.0 or cfg.top_k > 0 or cfg.min_tokens > 0:
         return 0  # an engine tells of the distribution drawn from
     return rows if isinstance(cfg, VllmSampling) else min(rows, server_top_k(cfg, rows=rows))
+
+
+def sampler_reach(config: Config) -> int:
+    """Tokens an engine was, or is to be, started for. UserError where a server does not answer."""
+    cfg = config.sampling
+    if isinstance(cfg, VllmServerSampling):
+        return server_reach(cfg)
+    return (isinstance(cfg, VllmSampling) and cfg.max_length) or 1 << 30
 
 
 def make_plan(config: Config) -> Plan:
@@ -76,6 +87,7 @@ def _alone(config: Config) -> Plan:
         early_ids=None,
         tokenizer=tokenizer,
         teacher=Offer(Needs(), rows, 1 << 30),
+        reach=sampler_reach(config),
     )
 
 
@@ -105,6 +117,7 @@ def _with_teacher(config: Config) -> Plan:
         rows=rows,
         sampler_needs=Needs(sampled=True, top_k=width if early == "sampler" else 0),
         candidate_width=width,
+        reach=sampler_reach(config),
         teacher_needs=_teacher_needs(config, offer.offers, objective, early, rows),
         early_ids=early,
         tokenizer=student_tokenizer,

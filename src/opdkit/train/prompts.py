@@ -47,7 +47,7 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
     train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
     exam = encode(task.evaluation, plan.tokenizer, cfg, renderer=renderer)
     refuse_unknown_tokens([*train, *exam], plan.tokenizer, rows=plan.rows)
-    student = context_length(open_config(config.student))
+    student = min(context_length(open_config(config.student)), plan.reach)
     if config.story == "sft":
         return _to_imitate(config, plan, train, exam, student, told=task.findings)
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)

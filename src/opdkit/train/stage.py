@@ -21,6 +21,8 @@ from opdkit.config import (
     VllmServerSampling,
     dump_toml,
 )
+from opdkit.engines.vllm import VllmSampler, check_installed
+from opdkit.engines.vllm_http import VllmServerSampler
 from opdkit.models.contracts import Sampler, Teacher
 from opdkit.models.load import LoadedModel, check_weights, open_model
 from opdkit.models.sampler import LocalSampler
@@ -76,6 +78,7 @@ def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Pa
     plan = make_plan(config)
     prompts = encoded_prompts(config, task, plan)
     _check_weights(config, resume)
+    _check_sampler(config)
     folder = _open_folder(config, resume, world)
     trackers = Trackers()
     try:
@@ -183,6 +186,12 @@ def _feed(
     )
 
 
+def _check_sampler(config: Config) -> None:
+    """That an engine is there to be started; a server answered when the run was planned."""
+    if isinstance(config.sampling, VllmSampling):
+        check_installed()
+
+
 def _check_weights(config: Config, resume: Path | None) -> None:
     """Of what will be read; a resumed run has its student in its checkpoint."""
     if resume is None:
@@ -275,15 +284,11 @@ def _sampler(
     """The learner's own module; an unsharded copy under several ranks: decoding sharded ones deadlocks; or an engine."""
     cfg = config.sampling
     if isinstance(cfg, VllmSampling):
-        from opdkit.engines.vllm import VllmSampler
-
         source = str(saved.path / "model") if saved is not None else config.student.model
         return VllmSampler(
             cfg, folder=source, loaded=loaded, width=plan.candidate_width, dtype=config.student.dtype
         )
     if isinstance(cfg, VllmServerSampling):
-        from opdkit.engines.vllm_http import VllmServerSampler
-
         share = cfg.share or config.run / "published"
         return VllmServerSampler(cfg, loaded=loaded, width=plan.sampler_needs.top_k, share=share)
     if world.size == 1:
