@@ -133,7 +133,10 @@ class Handler(BaseHTTPRequestHandler):
         if "prompt_logprobs" in body:
             prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
             scored = [self.engine.score(p, body["prompt_logprobs"]) for p in prompts]
-            self.reply(200, {"choices": [{"index": i, "prompt_logprobs": s} for i, s in enumerate(scored)]})
+            choices: list[dict[str, Any]] = [{"index": i, "prompt_logprobs": s} for i, s in enumerate(scored)]
+            if body.get("return_token_ids"):
+                choices = [{**c, "prompt_token_ids": p} for c, p in zip(choices, prompts, strict=True)]
+            self.reply(200, {"choices": choices})
             return
         prompt = body["prompt"][0] if isinstance(body["prompt"][0], list) else body["prompt"]
         self.reply(200, {"choices": [self.engine.draw({**body, "prompt": prompt})]})

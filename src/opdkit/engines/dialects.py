@@ -118,6 +118,8 @@ class Frames:
                 raise BadReply(
                     self.facts.url, f"{name} of shape {array.shape} for {sum(lengths)} response tokens"
                 )
+            if array.dtype.name != ("int32" if name == "topk_ids" else self.values):
+                raise BadReply(self.facts.url, f"{name} as {array.dtype.name}, which was not asked for")
             columns[name] = [part.clone() for part in _tensor(array).split(lengths)]
         return [
             Scores(
@@ -170,6 +172,7 @@ class Completions:
             "max_tokens": 1,
             "temperature": 1.0,
             "prompt_logprobs": self.width(needs),
+            "return_token_ids": True,  # what it read, where it is new enough to say so
         }
         return Request("/v1/completions", json.dumps(body).encode())
 
@@ -185,21 +188,21 @@ class Completions:
         where = self.facts.url
         try:
             choices = json.loads(data)["choices"]
-            by_index = {int(choice["index"]): choice["prompt_logprobs"] for choice in choices}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            by_index = {int(c["index"]): (c["prompt_logprobs"], c.get("prompt_token_ids")) for c in choices}
+        except _NOT_JSON as error:
             raise BadReply(where, f"what is no completion: {type(error).__name__}") from None
-        if sorted(by_index) != list(range(len(rollouts))):
-            raise BadReply(where, f"{len(by_index)} completions to {len(rollouts)} prompts")
+        if sorted(by_index) != list(range(len(rollouts))) or len(choices) != len(rollouts):
+            raise BadReply(where, f"{len(choices)} completions to {len(rollouts)} prompts")
         return [
-            self._scores(by_index[i], r, needs, ids[i] if ids is not None and needs.at_ids else None)
+            self._scores(*by_index[i], r, needs, ids[i] if ids is not None and needs.at_ids else None)
             for i, r in enumerate(rollouts)
         ]
 
-    def _scores(self, positions: Any, rollout: Rollout, needs: Needs, ids: Tensor | None) -> Scores:
+    def _scores(
+        self, positions: Any, read: Any, rollout: Rollout, needs: Needs, ids: Tensor | None
+    ) -> Scores:
         prompt = len(prompt_of(rollout))
-        if not isinstance(positions, list) or len(positions) != prompt + rollout.length:
-            count = len(positions) if isinstance(positions, list) else 0
-            raise BadReply(self.facts.url, f"{count} positions for {prompt + rollout.length} tokens")
+        self._same_tokens(positions, read, [*prompt_of(rollout), *rollout.response_ids])
         whole = self.width(needs) == -1
         width = self.facts.rows if whole else needs.top_k
         rows = [self._row(p, i, width) for p, i in zip(positions[prompt:], rollout.response_ids, strict=True)]
@@ -215,6 +218,21 @@ class Completions:
             topk_ids=top_ids[:, :k] if k else None,
             topk_logp=top_logp[:, :k].float() if k else None,
         )
+
+    def _same_tokens(self, positions: Any, read: Any, tokens: list[int]) -> None:
+        """The answer is about these tokens, the prompt's too: two rollouts may share every token of a short response."""
+        if not isinstance(positions, list) or len(positions) != len(tokens):
+            count = len(positions) if isinstance(positions, list) else 0
+            raise BadReply(self.facts.url, f"{count} positions for {len(tokens)} tokens")
+        if read is not None and read != tokens:
+            raise BadReply(self.facts.url, "log-probs of other tokens than were sent")
+        for position, token in zip(positions[1:], tokens[1:], strict=True):
+            if not isinstance(position, dict):
+                raise BadReply(self.facts.url, "a position that holds no log-probs")
+            if str(token) not in position:
+                raise BadReply(
+                    self.facts.url, f"a position without its token {token}: shifted, or another tokenizer"
+                )
 
     def _whole(self, ids: Tensor, logp: Tensor, rollout: Rollout, needs: Needs, at: Tensor | None) -> Scores:
         """Everything from rows that came back whole; a row with an id twice or missing is refused."""
@@ -241,17 +259,19 @@ class Completions:
         try:
             entries = sorted((int(e["rank"]), int(i), float(e["logprob"])) for i, e in position.items())
             own = float(position[str(taken)]["logprob"])
-        except KeyError:
-            raise BadReply(
-                self.facts.url, f"a position without its token {taken}: shifted, or another tokenizer"
-            ) from None
-        except (AttributeError, TypeError, ValueError):
+        except _NOT_JSON:
             raise BadReply(self.facts.url, "a position that holds no log-probs") from None
-        if len(entries) < width:
-            raise BadReply(
-                self.facts.url, f"{len(entries)} log-probs at a position where {width} were asked for"
+        if [rank for rank, _, _ in entries[:width]] != list(range(1, width + 1)):
+            raise BadReply(  # the token taken comes on top of them, and must not fill a gap
+                self.facts.url, f"a position that does not hold the {width} most probable tokens"
             )
+        if not all(0 <= i < self.facts.rows for _, i, _ in entries):
+            raise BadReply(self.facts.url, f"a token outside a vocabulary of {self.facts.rows}")
         return own, [i for _, i, _ in entries[:width]], [p for _, _, p in entries[:width]]
+
+
+_NOT_JSON = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading JSON of another shape than expected can raise; ArithmeticError is an infinite index or rank."""
 
 
 def _int32(values: Sequence[int]) -> np.ndarray:

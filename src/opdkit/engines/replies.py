@@ -39,13 +39,15 @@ def check_scores(
         "sampled": (length,) if needs.sampled else None,
         "topk_ids": (length, needs.top_k) if needs.top_k else None,
         "topk_logp": (length, needs.top_k) if needs.top_k else None,
-        "at_logp": (length, -1) if needs.at_ids else None,
+        "at_logp": None if scores.at_ids is None else tuple(scores.at_ids.shape),
         "entropy": (length,) if needs.entropy else None,
         "hidden": (length, -1) if needs.full else None,
     }
     for name, shape in wanted.items():
         value = getattr(scores, name)
         if shape is None:
+            if value is not None:  # the learner prefers hidden states to log-probs, wherever they come from
+                raise BadReply(where, f"{_WORDS[name]} that nobody asked for")
             continue
         if value is None:
             raise BadReply(where, f"no {_WORDS[name]}")
@@ -59,7 +61,7 @@ def check_scores(
             )
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise BadReply(where, f"{_WORDS[name]} that are not finite")
-    _check_logps(scores, slack, where)
+    _check_logps(scores, rollout, slack, where)
     if needs.top_k:
         _check_topk(scores, rollout, rows=rows, slack=slack, where=where)
     if needs.entropy and scores.entropy is not None:
@@ -76,11 +78,13 @@ _WORDS = {
 }
 
 
-def _check_logps(scores: Scores, slack: float, where: str) -> None:
+def _check_logps(scores: Scores, rollout: Rollout, slack: float, where: str) -> None:
     for name in ("sampled", "topk_logp", "at_logp"):
         value = getattr(scores, name)
         if value is not None and value.numel():
             _within(value, -math.inf, slack, _WORDS[name], where)
+    if scores.at_ids is not None and scores.at_logp is not None:
+        _check_at(scores.at_ids, scores.at_logp, scores.sampled, rollout, slack, where)
 
 
 def _check_topk(scores: Scores, rollout: Rollout, *, rows: int, slack: float, where: str) -> None:
@@ -96,20 +100,61 @@ def _check_topk(scores: Scores, rollout: Rollout, *, rows: int, slack: float, wh
         raise BadReply(where, "top-k log-probs that are not sorted")
     if float(logp.double().exp().sum(-1).max()) > 1 + 4 * slack:
         raise BadReply(where, "top-k probabilities that add up to more than 1")
-    if scores.sampled is not None:
-        _check_taken(ids, logp, scores.sampled, rollout, slack, where)
+    _check_listed(ids, logp, scores, rollout, slack, where)
 
 
-def _check_taken(
-    ids: Tensor, logp: Tensor, sampled: Tensor, rollout: Rollout, slack: float, where: str
+def _check_at(
+    ids: Tensor, logp: Tensor, sampled: Tensor | None, rollout: Rollout, slack: float, where: str
 ) -> None:
-    """The token taken has one log-prob, in the list or not above its end: what a shifted answer breaks."""
-    taken = torch.tensor(rollout.response_ids)
-    found = ids == taken[:, None]
-    listed = torch.where(found, logp, -torch.inf).max(-1).values
-    apart = torch.where(found.any(-1), (listed - sampled).abs(), (sampled - logp[:, -1]).clamp(min=0))
-    if float(apart.max()) > slack:
-        raise BadReply(where, f"two log-probs of one token, {float(apart.max()):.3g} nats apart")
+    """The token taken has its own log-prob. Distinct ids are disjoint events; one asked for twice counts once."""
+    if sampled is not None:
+        taken = ids == torch.tensor(rollout.response_ids)[:, None]
+        apart = float(torch.where(taken, (logp - sampled[:, None]).abs(), 0.0).max())
+        if not apart <= slack:
+            raise BadReply(where, f"two log-probs of one token, {apart:.3g} nats apart")
+    order = ids.sort(-1)
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[:, 1:] = order.values.diff(dim=-1) == 0
+    mass = torch.where(again, 0.0, logp.double().gather(-1, order.indices).exp()).sum(-1)
+    if mass.numel() and float(mass.max()) > 1 + 4 * slack:
+        raise BadReply(where, "probabilities at the given ids that add up to more than 1")
+
+
+def _check_listed(
+    ids: Tensor, logp: Tensor, scores: Scores, rollout: Rollout, slack: float, where: str
+) -> None:
+    """The token taken, and every candidate, have one log-prob each: what a shifted or a swapped answer breaks."""
+    named: list[tuple[Tensor, Tensor | None]] = [
+        (
+            torch.tensor(rollout.response_ids)[:, None],
+            None if scores.sampled is None else scores.sampled[:, None],
+        )
+    ]
+    if scores.at_ids is not None:
+        named.append((scores.at_ids.long(), scores.at_logp))
+    for some, said in named:
+        apart = 0.0 if said is None else contradiction(some, said, ids, logp)
+        if not apart <= slack:
+            raise BadReply(where, f"two log-probs of one token, {apart:.3g} nats apart")
+
+
+def contradiction(ids: Tensor, logp: Tensor, top_ids: Tensor, top_logp: Tensor) -> float:
+    """Nats by which log-probs at `ids` [T, S] and a top-k list [T, K] cannot both be right; 0 where they can.
+
+    A token in the list has the list's log-prob; one that is not in it is no likelier than the list's last.
+
+    >>> top = torch.tensor([[7, 9]]), torch.tensor([[-0.5, -2.0]])
+    >>> contradiction(torch.tensor([[9, 3]]), torch.tensor([[-2.0, -1.5]]), *top)
+    0.5
+    """
+    if not ids.numel():
+        return 0.0
+    order = top_ids.sort(-1)
+    slot = torch.searchsorted(order.values, ids.contiguous()).clamp(max=top_ids.shape[-1] - 1)
+    found = order.values.gather(-1, slot) == ids
+    listed = top_logp.gather(-1, order.indices.gather(-1, slot))
+    apart = torch.where(found, (listed - logp).abs(), (logp - top_logp[:, -1:]).clamp(min=0))
+    return float(apart.max())
 
 
 def _within(value: Tensor, low: float, high: float, what: str, where: str) -> None:

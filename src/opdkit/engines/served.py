@@ -7,6 +7,7 @@ or the answer is refused. So a server that was restarted with another model, or 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from opdkit.engines.client import Endpoint, Request
 from opdkit.engines.dialects import Completions, Dialect, Facts, Frames, prompt_of
-from opdkit.engines.replies import SLACK, BadReply, check_scores
+from opdkit.engines.replies import SLACK, BadReply, check_scores, contradiction
 from opdkit.models.head import Head
 from opdkit.types import Needs, Prompt, Rollout, Scores
 
@@ -54,11 +55,17 @@ class ServedTeacher:
             Frames(self.facts, temperature, values) if own else Completions(facts, shared=rows)
         )
         self.sentinel: Sentinel | None = None  # set once the start-up probe has seen it answered
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(time.time_ns())  # no reply to an earlier run answers to one of these
 
     @property
     def fingerprint(self) -> str:
         return self.facts.fingerprint
+
+    @property
+    def known(self) -> list[float] | None:
+        """Log-probs of the known sequence's response tokens, once the probe has asked."""
+        said = None if self.sentinel is None else self.sentinel.said.sampled
+        return None if said is None else said.tolist()
 
     def score(
         self, rollouts: Sequence[Rollout], *, needs: Needs, ids: Sequence[Tensor] | None = None
@@ -89,14 +96,19 @@ class ServedTeacher:
         if self.sentinel is not None:
             chosen = [*chosen, self.sentinel.rollout]
             if some is not None:
-                some = [*some, torch.zeros(SENTINEL_RESPONSE, some[0].shape[-1], dtype=some[0].dtype)]
+                some = [*some, self.sentinel.candidates(some[0].shape[-1])[0].to(some[0].dtype)]
+        guarded = some is not None and needs.sampled and some[0].shape[-1] < self.facts.max_top_k
+        if some is not None and guarded:
+            some = [_with_taken(one, rollout) for one, rollout in zip(some, chosen, strict=True)]
         request = self.dialect.request(chosen, needs=needs, ids=some, number=number)
-        return _Part(number, tuple(rows), tuple(chosen), some, request)
+        return _Part(number, tuple(rows), tuple(chosen), some, request, guarded)
 
     def _read(self, part: _Part, body: bytes, needs: Needs) -> dict[int, Scores]:
         scores = self.dialect.read(body, part.rollouts, needs=needs, ids=part.ids, number=part.number)
         for one, rollout in zip(scores, part.rollouts, strict=True):
             check_scores(one, rollout, needs=needs, rows=self.rows, slack=self.slack, where=self.endpoint.url)
+        if part.guarded:
+            scores = [_without_taken(one) for one in scores]
         if self.sentinel is not None:
             self.sentinel.compare(scores[-1], where=self.endpoint.url)
         return dict(zip(part.rows, scores, strict=False))
@@ -141,8 +153,11 @@ class _Part:
         rollouts: tuple[Rollout, ...],
         ids: list[Tensor] | None,
         request: Request,
+        guarded: bool,
     ):
+        """`guarded`: the token taken is asked for beside the ids, a slot that is known from elsewhere."""
         self.number, self.rows, self.rollouts, self.ids, self.request = number, rows, rollouts, ids, request
+        self.guarded = guarded
 
 
 class Sentinel:
@@ -151,8 +166,19 @@ class Sentinel:
     def __init__(self, rollout: Rollout, said: Scores, *, tolerance: float):
         self.rollout, self.said, self.tolerance = rollout, said, tolerance
 
+    def candidates(self, width: int) -> tuple[Tensor, Tensor]:
+        """Ids [T, width] whose log-probs are known, and those: the token taken, the most probable, then again."""
+        said = self.said
+        assert said.sampled is not None and said.topk_ids is not None and said.topk_logp is not None
+        taken = torch.tensor(self.rollout.response_ids)[:, None]
+        slots = torch.arange(width) % (1 + said.topk_ids.shape[-1])
+        return (
+            torch.cat([taken, said.topk_ids], -1)[:, slots],
+            torch.cat([said.sampled[:, None], said.topk_logp], -1)[:, slots],
+        )
+
     def compare(self, scores: Scores, *, where: str) -> None:
-        """Raises BadReply where a number that both hold differs by more than `tolerance` nats."""
+        """Raises BadReply where a number that both hold differs by more than `tolerance` nats, or a token's place."""
         for name in ("sampled", "entropy"):
             before, now = getattr(self.said, name), getattr(scores, name)
             if before is not None and now is not None:
@@ -160,6 +186,13 @@ class Sentinel:
         if self.said.topk_logp is not None and scores.topk_logp is not None:
             width = min(self.said.topk_logp.shape[-1], scores.topk_logp.shape[-1])
             _near(self.said.topk_logp[:, :width], scores.topk_logp[:, :width], self.tolerance, where)
+            assert self.said.topk_ids is not None and scores.topk_ids is not None
+            known = self.said.topk_ids, self.said.topk_logp
+            _close(
+                contradiction(*known, scores.topk_ids, scores.topk_logp), self.tolerance, where
+            )  # ids, not ranks: near ties may change places
+        if scores.at_logp is not None:
+            _near(self.candidates(scores.at_logp.shape[-1])[1], scores.at_logp, self.tolerance, where)
         if self.said.hidden is not None and scores.hidden is not None:
             _near(
                 self.said.hidden,
@@ -169,8 +202,21 @@ class Sentinel:
             )
 
 
+def _with_taken(ids: Tensor, rollout: Rollout) -> Tensor:
+    """Its log-prob must be the sampled one: candidates that stand in another order, or a row off, do not pass."""
+    return torch.cat([ids, torch.tensor(rollout.response_ids, dtype=ids.dtype)[:, None]], -1)
+
+
+def _without_taken(scores: Scores) -> Scores:
+    assert scores.at_ids is not None and scores.at_logp is not None
+    return replace(scores, at_ids=scores.at_ids[:, :-1], at_logp=scores.at_logp[:, :-1])
+
+
 def _near(before: Tensor, now: Tensor, tolerance: float, where: str) -> None:
-    apart = float((before - now).abs().max())
+    _close(float((before - now).abs().max()), tolerance, where)
+
+
+def _close(apart: float, tolerance: float, where: str) -> None:
     if not apart <= tolerance:
         raise BadReply(
             where,

@@ -39,6 +39,7 @@ from opdkit.train.learner import Update
 from opdkit.train.look import tokens_of
 from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
 from opdkit.train.stage import Stage, set_stage
+from opdkit.train.teachers import known_of
 from opdkit.types import Finding, Rollout, RunError
 
 
@@ -278,7 +279,7 @@ def save(stage: Stage, done: int) -> None:
             done,
             write=write,
             tensors=tensors,
-            state={"learner": learner.state(), "world": stage.world.size},
+            state={"learner": learner.state(), "world": stage.world.size, "known": known_of(teacher)},
             keep=stage.config.save.keep,
         )
     stage.world.barrier()

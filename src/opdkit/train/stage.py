@@ -37,7 +37,7 @@ from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import COMPUTE, Learner
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
-from opdkit.train.teachers import check_teacher_weights, open_teacher
+from opdkit.train.teachers import check_teacher_weights, open_teacher, refuse_another
 from opdkit.types import Finding, Prompt, UserError
 
 
@@ -117,6 +117,8 @@ def _set(
     teacher, probed = open_teacher(
         config, plan.teacher, rows=plan.rows, device=world.device, student=loaded, saved=kept
     )
+    if saved is not None:
+        refuse_another(teacher, saved.state.get("known", {}))
     findings = (*findings, *probed)
     sampler = Stoppable(_sampler(config, plan, loaded, world, folder, saved), stop, world)
     learner = make_learner(config, loaded, world)

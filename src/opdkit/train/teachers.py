@@ -14,6 +14,7 @@ from opdkit.engines.dialects import Facts
 from opdkit.engines.facts import ask_facts, endpoint_of, rows_shared
 from opdkit.engines.probe import start
 from opdkit.engines.router import Router, common
+from opdkit.engines.served import ServedTeacher
 from opdkit.models import teacher as models
 from opdkit.models.contracts import Teacher
 from opdkit.models.load import (
@@ -109,6 +110,31 @@ def open_teacher(
     if isinstance(cfg, SelfTeacher):
         return _own_copy(config, cfg, rows=rows, device=device, student=student, saved=saved), ()
     return _open(cfg, offer.served.get(""), rows=rows, device=device)
+
+
+def known_of(teacher: Teacher | None) -> dict[str, list[float]]:
+    """Log-probs of the known sequence by served teachers, by group: a checkpoint keeps them."""
+    return {name: said for name, one in _served(teacher).items() if (said := one.known) is not None}
+
+
+def refuse_another(teacher: Teacher | None, before: Mapping[str, list[float]]) -> None:
+    """UserError where a resumed run would learn from another model than it did `before`, behind the same URL."""
+    for name, one in _served(teacher).items():
+        now, then = one.known, before.get(name)
+        if now is None or then is None or one.sentinel is None:
+            continue
+        apart = float((torch.tensor(now) - torch.tensor(then)).abs().max())
+        if not apart <= one.sentinel.tolerance:
+            raise UserError(
+                f"{one.facts.url} does not say what it said when this run was saved ({apart:.3g} nats apart on the known "
+                "sequence): another model, or another teacher.temperature",
+                hint="serve the same model there; to learn from this one, begin a run: run=NAME student.model=CHECKPOINT/model",
+            )
+
+
+def _served(teacher: Teacher | None) -> dict[str, ServedTeacher]:
+    members = teacher.teachers if isinstance(teacher, Router) else {"": teacher}
+    return {name: one for name, one in members.items() if isinstance(one, ServedTeacher)}
 
 
 def _open(
