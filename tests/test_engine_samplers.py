@@ -16,7 +16,7 @@ from models import tiny_loaded
 from opdkit.config import ModelConfig, Patience, SamplingConfig, VllmServerSampling
 from opdkit.engines.canary import LENGTH, Canary, CanaryError
 from opdkit.engines.client import EngineError
-from opdkit.engines.vllm import drawn, rows_of
+from opdkit.engines.drawn import drawn, rows_of
 from opdkit.engines.vllm_http import VllmServerSampler
 from opdkit.models.load import open_model
 from opdkit.models.teacher import LocalTeacher

@@ -7,6 +7,7 @@ stopped, restarted, or replaced.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from opdkit.engines.replies import contradiction
 from opdkit.engines.wire import FrameError, pack, unpack
 from opdkit.models.load import LoadedModel, open_model
 from opdkit.train.loop import run_story
-from serving import Process, fake_server, own_process, own_server
+from serving import Process, fake_process, fake_server, own_process, own_server
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +277,27 @@ def test_a_server_that_hangs_ends_the_run_by_the_deadline(place: Place, server: 
     assert waited < 2.0 + GRACE
 
 
+def test_a_signal_is_heard_while_a_hanging_server_is_waited_for(
+    place: Place, server: Process, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    """Long before the deadline: saved, 143; and the run goes on as if nothing had been."""
+    run = place.folder / "run"
+
+    def hang_then_stop() -> None:
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(1.0)  # until it is waited for
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    patience = ("teacher.patience.deadline_seconds=60", "teacher.patience.timeout_seconds=60")
+    with after(run, 3, hang_then_stop) as told:
+        said = place.train("run", *patience)
+    waited = time.monotonic() - told["at"]
+    server.process.send_signal(signal.SIGCONT)
+    assert said.code == 143 and waited < 10, said
+    assert place.resume("run").code == 0
+    assert same(weights(run), undisturbed)
+
+
 def test_another_model_behind_the_same_url_is_refused(place: Place, models: Path, server: Process) -> None:
     """Within the run by every reply; when it is resumed by what its checkpoint knows."""
     run = place.folder / "run"
@@ -299,12 +321,12 @@ def test_another_model_behind_the_same_url_is_refused(place: Place, models: Path
 # --- a server that draws --------------------------------------------------------------------------------------------
 
 
-def drawing(place: Place, url: str, models: Path) -> Said:
-    """Two steps of a run whose sampler is a server; its teacher is local."""
+def drawing(place: Place, url: str, models: Path, *, steps: int = 2) -> Said:
+    """Some steps of a run whose sampler is a server; its teacher is local."""
     text = place.config.read_text().split("[teacher]")[0]
     text = text.replace("sampling = { ", f'sampling = {{ type = "vllm-server", url = "{url}", ')
     place.config.write_text(text + f'[teacher]\nmodel = "{models}/teacher"\n')
-    return place.train("run", "steps=2")
+    return place.train("run", f"steps={steps}")
 
 
 @pytest.mark.parametrize("defect", ["nothing", "head"])
@@ -317,6 +339,24 @@ def test_a_publish_that_does_not_arrive_stops_the_run(
     assert said.code == 1 and said.error.startswith("stopped after step 1"), said
     assert findings(run)["canary"]["severity"] == "error"
     assert (run / "checkpoints" / "step_1").is_dir() and len(metrics(run)) == 1
+
+
+def test_a_signal_is_heard_while_a_hanging_engine_is_waited_for(
+    tmp_path: Path, models: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with fake_process(models / "student") as engine:
+        place = Place(tmp_path, models, engine.url, capfd)
+
+        def hang_then_stop() -> None:
+            engine.process.send_signal(signal.SIGSTOP)
+            time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with after(tmp_path / "run", 1, hang_then_stop) as told:
+            said = drawing(place, engine.url, models, steps=50)
+        waited = time.monotonic() - told["at"]
+    assert said.code == 143 and waited < 10, said
+    assert len(metrics(tmp_path / "run")) >= 1 and list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_publish_that_arrives_is_seen_to(

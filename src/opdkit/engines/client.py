@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +23,7 @@ import httpx
 from opdkit.config import Patience
 from opdkit.types import RunError, UserError
 
+Answer = TypeVar("Answer")
 AGAIN = {429, 500, 502, 503, 504}
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds between tries
 _SHOWN = 300  # characters of a refusal
@@ -63,8 +66,11 @@ class Endpoint:
             )
 
     def ask(self, requests: Sequence[Request]) -> list[bytes]:
-        """One body per request, in order. Raises Refused, or EngineError when the deadline has passed."""
-        return asyncio.run(self._ask_all(requests))
+        """One body per request, in order. Raises Refused, or EngineError when the deadline has passed.
+
+        A signal that raises in the caller cuts the wait short.
+        """
+        return elsewhere(self._ask_all(requests))
 
     def one(self, path: str, body: bytes | None = None, **kind: Any) -> bytes:
         return self.ask([Request(path, body, **kind)])[0]
@@ -160,6 +166,37 @@ class Endpoint:
             status=status,
             said=said,
         )
+
+
+def elsewhere(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run a coroutine in an event loop of its own thread, and wait for it where signals are heard.
+
+    In the caller's own thread a loop would swallow what a signal's handler raises, and would not end before a hanging
+    look-up of a host name does. The thread is a daemon: what is late is left behind, never waited for.
+    """
+    answer: Future[Answer] = Future()
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.set_result((asyncio.get_running_loop(), task))
+        try:
+            answer.set_result(await work)
+        except BaseException as error:  # cancelled, too: whoever waits is to hear of it
+            answer.set_exception(error)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), name="opd-client", daemon=True)
+    thread.start()
+    try:
+        return answer.result()
+    except BaseException:
+        if not answer.done():
+            loop, task = begun.result(1.0)
+            loop.call_soon_threadsafe(task.cancel)
+        raise
+    finally:
+        thread.join(1.0)
 
 
 class _Again(Exception):

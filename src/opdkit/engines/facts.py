@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from opdkit.config import ModelConfig, ServerTeacher
 from opdkit.engines.client import Endpoint, EngineError, Refused, token
 from opdkit.engines.dialects import Facts
-from opdkit.models.load import first_differences, open_config, open_tokenizer, shared_rows, vocabulary_rows
+from opdkit.models.load import (
+    fingerprint,
+    first_differences,
+    open_config,
+    open_tokenizer,
+    shared_rows,
+    vocabulary_rows,
+)
 from opdkit.types import Needs, UserError
 
 TEXTS = ("The answer is 42.", " 12 + 30 =", "Ünïcode → 漢字 \n\tdef f(x):", "<|im_start|>user\n2x</s>")
@@ -101,8 +109,6 @@ def _vllm(cfg: ServerTeacher, endpoint: Endpoint) -> Facts:
 
 
 def _model(cfg: ServerTeacher, root: Any) -> str:
-    from pathlib import Path
-
     if cfg.model is not None:
         return cfg.model
     if isinstance(root, str) and (Path(root) / "config.json").is_file():  # a server on this machine
@@ -147,8 +153,6 @@ def rows_shared(cfg: ServerTeacher, facts: Facts, *, tokenizer: Any, config: Any
         return shared_rows(
             tokenizer, open_tokenizer(model), student_config=config, teacher_config=open_config(model)
         )
-    from opdkit.models.load import fingerprint
-
     own = vocabulary_rows(tokenizer, config)
     if fingerprint(tokenizer) == facts.fingerprint:
         return min(own, facts.rows)

@@ -19,16 +19,8 @@ from torch import Tensor
 from opdkit.config import SamplingConfig, VllmServerSampling
 from opdkit.engines.canary import Canary
 from opdkit.engines.client import Endpoint, EngineError, Refused, Request, token
+from opdkit.engines.drawn import Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
 from opdkit.engines.facts import top_k_cap
-from opdkit.engines.vllm import (
-    Drawn,
-    Row,
-    banned_rows,
-    drawn,
-    rollouts_of,
-    rows_of,
-    stops_of,
-)
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, UserError
 

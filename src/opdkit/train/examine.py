@@ -84,8 +84,9 @@ def _answering(config: Config, loaded: LoadedModel) -> Sampler:
         )
     if isinstance(cfg, VllmSampling):
         check_installed()
+        ref = config.student
         return VllmSampler(
-            cfg, folder=config.student.model, loaded=loaded, width=0, dtype=config.student.dtype
+            cfg, folder=ref.model, revision=ref.revision, loaded=loaded, width=0, dtype=ref.dtype
         )
     return LocalSampler(loaded)
 

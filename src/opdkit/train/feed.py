@@ -103,7 +103,11 @@ class OnPolicy:
             return []
         ids = candidates(self.plan, rollouts) if self.plan.teacher_needs.at_ids else None
         teacher, needs = self.teacher, self.plan.teacher_needs
-        return together(self.world, lambda: teacher.score(rollouts, ids=ids, needs=needs))
+        told = together(
+            self.world, lambda: self.sampler.attempt(lambda: teacher.score(rollouts, ids=ids, needs=needs))
+        )
+        self.sampler.settle()  # a served teacher may be waited for long, and a signal must not
+        return told or []
 
 
 def named(student: LoadedModel, rollouts: Sequence[Rollout], *, width: int) -> list[Rollout]:
@@ -161,12 +165,20 @@ class Stoppable:
 
     def sample(self, prompts: Sequence[Prompt], **settings: Any) -> list[Rollout]:
         """As the sampler does. Raises Stopped when a signal came to any rank."""
-        drawn: list[Rollout] = []
+        drawn = self.attempt(lambda: self.sampler.sample(prompts, **settings))
+        self.settle()
+        return drawn or []
+
+    def attempt(self, act: Callable[[], Answer]) -> Answer | None:
+        """What `act` gives, or None where a signal cut it short; no collective, so any rank may be cut."""
         with suppress(Stopped), self.stop.interrupting():
-            drawn = self.sampler.sample(prompts, **settings)
+            return act()
+        return None
+
+    def settle(self) -> None:
+        """Raises Stopped on every rank when a signal came to any."""
         if self.world.any(self.stop.requested):
             raise Stopped
-        return drawn
 
     @property
     def shares_weights(self) -> bool:
@@ -176,7 +188,8 @@ class Stoppable:
         self.sampler.close()
 
     def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
-        self.sampler.sync(state, version=version)
+        """A signal cuts this short as well: the run ends after the step, and a resumed one publishes anew."""
+        self.attempt(lambda: self.sampler.sync(state, version=version))
 
 
 def _named(scores: Scores) -> Tensor:

@@ -284,9 +284,14 @@ def _sampler(
     """The learner's own module; an unsharded copy under several ranks: decoding sharded ones deadlocks; or an engine."""
     cfg = config.sampling
     if isinstance(cfg, VllmSampling):
-        source = str(saved.path / "model") if saved is not None else config.student.model
+        ref = config.student if saved is None else ModelConfig(model=str(saved.path / "model"))
         return VllmSampler(
-            cfg, folder=source, loaded=loaded, width=plan.candidate_width, dtype=config.student.dtype
+            cfg,
+            folder=ref.model,
+            revision=ref.revision,
+            loaded=loaded,
+            width=plan.candidate_width,
+            dtype=config.student.dtype,
         )
     if isinstance(cfg, VllmServerSampling):
         share = cfg.share or config.run / "published"
