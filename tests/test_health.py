@@ -146,7 +146,7 @@ def test_responses_that_are_all_cut_off(shop: Path, tmp_path: Path) -> None:
 def test_a_sampler_that_is_left_behind(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the sampler keeps the weights of step 0 while the learner moves on."""
     monkeypatch.setattr(
-        "opdkit.train.stage._sampler", lambda config, loaded, world: LocalSampler.copy_of(loaded)
+        "opdkit.train.stage._sampler", lambda config, plan, loaded, *rest: LocalSampler.copy_of(loaded)
     )
     monkeypatch.setattr("opdkit.train.loop._publish", lambda stage: None)
     run_story(config(shop, tmp_path / "run", "optim.lr=0.01"))

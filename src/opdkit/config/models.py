@@ -65,8 +65,8 @@ class Patience(Record):
     """One try of one request, from connecting to its last byte."""
     deadline_seconds: float = Field(default=600.0, gt=0)
     """All tries of all requests of one step together."""
-    retries: int = Field(default=4, ge=0)
-    """Further tries after a lost connection, 429 or 5xx; an answer of 4xx is final."""
+    retries: int = Field(default=10, ge=0)
+    """Further tries after a lost connection, 429 or 5xx, pauses growing to 15 s: ten last a minute; another 4xx is final."""
     concurrency: int = Field(default=4, ge=1)
     """Requests under way at once."""
     max_reply_bytes: int = Field(default=1 << 30, ge=1 << 10)

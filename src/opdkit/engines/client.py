@@ -117,7 +117,7 @@ class Endpoint:
         raise EngineError(
             f"{self.url}{request.path} did not answer in {time.monotonic() - began:.3g} s and "
             f"{attempt + 1} tries; last: {why}",
-            hint=f"see that it runs: curl {self.url}/health; then resume; {self.key}.patience.deadline_seconds=… waits longer",
+            hint=f"see that it runs: curl {self.url}/health; {self.key}.patience.retries=… and deadline_seconds=… wait longer",
         )
 
     async def _try(self, client: httpx.AsyncClient, request: Request, deadline: float) -> bytes:

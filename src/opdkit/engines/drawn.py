@@ -79,7 +79,7 @@ def drawn(
     logp = torch.tensor([at[i][1] for i, at in zip(ids, said, strict=True)], dtype=torch.float32)
     if not bool((logp.isfinite() & (logp <= 1e-4)).all()):
         raise EngineError(
-            f"{where} sent log-probs that no distribution has", hint="look at its log; then resume"
+            f"{where} sent log-probs that no distribution has", hint="look at its log"
         )
     if not k:
         return Drawn(ids, logp)

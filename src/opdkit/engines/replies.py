@@ -23,7 +23,7 @@ class BadReply(EngineError):
     def __init__(self, where: str, what: str):
         super().__init__(
             f"{where} answered with {what}; the answer was thrown away",
-            hint="nothing was trained on it; look at the server's log, restart it, then resume the run",
+            hint="nothing was trained on it; look at the server's log, restart it",
         )
 
 

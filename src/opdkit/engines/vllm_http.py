@@ -126,7 +126,7 @@ class VllmServerSampler:
         except (ValueError, KeyError, IndexError, TypeError, RecursionError, AttributeError) as error:
             raise EngineError(
                 f"{self.endpoint.url} answered with what is no completion: {type(error).__name__}",
-                hint="nothing was trained on it; look at the server's log, then resume",
+                hint="nothing was trained on it; look at the server's log",
             ) from None
         return drawn(ids, listed, needs.top_k, where=self.endpoint.url)
 
