@@ -160,13 +160,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _vllm(student: LoadedModel, work: Work) -> Sampler:
-    """vLLM beside the learner, bf16, from a folder it reads once. bf16 against float32 masters: the canary's bound is wide."""
+    """vLLM beside the learner, bf16, from a folder it reads once."""
     cfg = VllmSampling(
         dtype="bfloat16",
         batch_rows=max(work.rows, 1),
         max_length=work.shape.prompt_tokens + work.length,
-        canary_start=0.5,
-        canary=0.5,
     )
     with tempfile.TemporaryDirectory() as folder:
         student.model.save_pretrained(folder)

@@ -45,11 +45,13 @@ class LocalSampling(SamplingConfig):
 class _Engine(SamplingConfig):
     publish: Literal["extension", "reload"] = "extension"
     """How weights reach the engine: opdkit's worker `extension`, or vLLM's own `reload`."""
+    dtype: Dtype | None = None
+    """Of the engine's weights; unset takes student.dtype."""
     canary: float | None = Field(default=None, gt=0)
-    """Largest |engine − learner| in nats on a fixed prompt after every publish; unset: ten times what it is before
-    the first, when both have read the same file."""
-    canary_start: float = Field(default=0.05, gt=0)
-    """The same before the first publish: more than this, and the engine reads another model."""
+    """Largest |engine − learner| in nats on a fixed prompt after every publish; unset: a multiple of what it is at the
+    start, when both have the same weights (30 in float32, 3 where it is above .001)."""
+    canary_start: float | None = Field(default=None, gt=0)
+    """The same at the start: beyond this the engine has another model; unset: .05, and .5 for a bfloat16 engine."""
     seeded: bool = True
     """A random stream per response, so that a resumed run draws the same; false is faster on a GPU."""
 
@@ -59,8 +61,6 @@ class VllmSampling(_Engine):
 
     type: Literal["vllm"] = "vllm"
     """`vllm` in this process."""
-    dtype: Dtype | None = None
-    """Of the engine's weights; unset takes student.dtype."""
     memory: float = Field(default=0.4, gt=0, lt=1)
     """Share of the GPU that vLLM takes for weights and cache; the rest is the learner's."""
     max_length: int | None = Field(default=None, ge=4)

@@ -15,6 +15,7 @@ from opdkit.models.draw import stream_key
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, UserError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 BANNED = -100.0  # logit bias of embedding rows that no tokenizer knows: e⁻¹⁰⁰ is nothing in float32
 
 
@@ -78,9 +79,7 @@ def drawn(
         )
     logp = torch.tensor([at[i][1] for i, at in zip(ids, said, strict=True)], dtype=torch.float32)
     if not bool((logp.isfinite() & (logp <= 1e-4)).all()):
-        raise EngineError(
-            f"{where} sent log-probs that no distribution has", hint="look at its log"
-        )
+        raise EngineError(f"{where} sent log-probs that no distribution has", hint="look at its log")
     if not k:
         return Drawn(ids, logp)
     top_ids = torch.tensor([[i for _, i, _ in top] for top in tops], dtype=torch.long).view(len(ids), k)

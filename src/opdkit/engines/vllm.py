@@ -17,12 +17,10 @@ from torch import Tensor
 from opdkit.config import SamplingConfig, VllmSampling
 from opdkit.engines.canary import Canary
 from opdkit.engines.client import EngineError
-from opdkit.engines.drawn import Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
+from opdkit.engines.drawn import DTYPES, Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
 from opdkit.engines.vllm_extension import NAME
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, UserError
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def check_installed() -> None:
@@ -58,13 +56,18 @@ class VllmSampler:
         self.max_length = min(cfg.max_length or loaded.max_length, loaded.max_length)
         self.offers = Needs(sampled=True, top_k=max(width, 1))
         self.bias = banned_rows(loaded)
-        self.dtype = _DTYPES[cfg.dtype or dtype]  # of the engine's weights
+        self.dtype = DTYPES[cfg.dtype or dtype]  # of the engine's weights
         self.llm = _engine(
             cfg, folder, width=width, dtype=cfg.dtype or dtype, reach=self.max_length, revision=revision
         )
         try:
             self.canary = Canary(
-                loaded, self._logps, bound=cfg.canary, start=cfg.canary_start, room=self.max_length
+                loaded,
+                self._logps,
+                bound=cfg.canary,
+                start=cfg.canary_start,
+                dtype=cfg.dtype or dtype,
+                room=self.max_length,
             )
         except EngineError as error:
             self.close()

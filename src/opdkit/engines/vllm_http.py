@@ -19,7 +19,7 @@ from torch import Tensor
 from opdkit.config import SamplingConfig, VllmServerSampling
 from opdkit.engines.canary import Canary
 from opdkit.engines.client import Endpoint, EngineError, Refused, Request, token
-from opdkit.engines.drawn import Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
+from opdkit.engines.drawn import DTYPES, Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
 from opdkit.engines.facts import top_k_cap
 from opdkit.models.load import LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, UserError
@@ -52,14 +52,19 @@ class VllmServerSampler:
     name = "vllm-server"
     shares_weights = False
 
-    def __init__(self, cfg: VllmServerSampling, *, loaded: LoadedModel, width: int, share: Path):
-        """`width`: the top-k asked for while training. UserError where the server is not there or another model is."""
+    def __init__(
+        self, cfg: VllmServerSampling, *, loaded: LoadedModel, width: int, share: Path, dtype: str = "float32"
+    ):
+        """`width`: the top-k asked for while training; `dtype`: of the server's weights, unless `cfg` says.
+
+        UserError where the server is not there or another model is.
+        """
         self.cfg, self.loaded, self.version, self.share = cfg, loaded, 0, share
         self.endpoint = _endpoint(cfg)
         self.offers = Needs(sampled=True, top_k=width)
-        self.canary: Canary | None = (
-            None  # after the first publish: a server may hold an earlier run's weights
-        )
+        self.dtype = cfg.dtype or dtype
+        # made after the first publish: a server may hold an earlier run's weights
+        self.canary: Canary | None = None
         self.bias = {str(i): bias for i, bias in banned_rows(loaded).items()}
         try:
             self.model, reach = _name(self.endpoint)
@@ -144,6 +149,7 @@ class VllmServerSampler:
                     self._logps,
                     bound=self.cfg.canary,
                     start=self.cfg.canary_start,
+                    dtype=self.dtype,
                     room=self.max_length,
                 )
             else:
@@ -154,7 +160,7 @@ class VllmServerSampler:
         folder = self.share.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "model.safetensors"
-        _write(path, state)
+        _write(path, state, DTYPES[self.dtype])
         call: dict[str, Any] = {"method": "opd_load", "args": [str(path)]}
         if self.cfg.publish == "reload":
             call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
@@ -212,7 +218,7 @@ def _ranked(top: Mapping[str, float], taken: str, logp: float) -> dict[int, tupl
     return found if own in found else {**found, own: (len(found) + 1, float(logp))}
 
 
-def _write(path: Path, state: Mapping[str, Tensor]) -> None:
+def _write(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Whole before it has its name: the server never reads half a file. A tied tensor is written once."""
     from safetensors.torch import save_file
 
@@ -221,7 +227,7 @@ def _write(path: Path, state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            tensors[name] = tensor.detach().contiguous().cpu()
+            tensors[name] = tensor.detach().to(dtype).contiguous().cpu()
     part = path.with_suffix(".part")
     save_file(tensors, part)
     os.replace(part, path)

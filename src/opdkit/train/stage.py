@@ -295,7 +295,9 @@ def _sampler(
         )
     if isinstance(cfg, VllmServerSampling):
         share = cfg.share or config.run / "published"
-        return VllmServerSampler(cfg, loaded=loaded, width=plan.sampler_needs.top_k, share=share)
+        return VllmServerSampler(
+            cfg, loaded=loaded, width=plan.sampler_needs.top_k, share=share, dtype=config.student.dtype
+        )
     if world.size == 1:
         return LocalSampler(loaded, compute=_compute(config))
     return LocalSampler.copy_of(loaded, compute=_compute(config))
