@@ -250,15 +250,3 @@ PAPER_DATA = {
     "aime25": {"problem": "What is 3 + 3?", "answer": "6", "id": "0"},
     "amc23-83": {"id": 1, "problem": "What is 4 + 4?", "answer": 8.0, "url": "u"},
 }
-
-
-def test_a_server_without_dev_mode_or_extension_is_named(shop, teacher_server, tmp_path):
-    """The teacher's server takes weights of its own shape only: another student's are refused, in words."""
-    from opdkit.engines.client import EngineError
-
-    loaded = model(shop / "student")
-    sampler = VllmServerSampler(
-        VllmServerSampling(url=teacher_server.url), loaded=loaded, width=8, share=tmp_path / "s"
-    )
-    with pytest.raises(EngineError):
-        sampler._publish({"model.nothing.weight": torch.zeros(2, 2)})
