@@ -92,7 +92,11 @@ def term(divergence: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
         return p * (p / q).log()
     if divergence == "forward_kl":
         return q * (q / p).log()
+    if divergence == "skewed_reverse_kl":
+        return p * (p / ((1 - beta) * q + beta * p)).log()
     m = beta * q + (1 - beta) * p
+    if divergence == "skewed_forward_kl":
+        return q * (q / m).log()
     return beta * q * (q / m).log() + (1 - beta) * p * (p / m).log()
 
 
@@ -102,6 +106,11 @@ def advantage(divergence: str, beta: float, p: float, q: float) -> float:
         return math.log(q) - math.log(p)
     if divergence == "forward_kl":
         return q / p
+    if divergence == "skewed_reverse_kl":
+        m = (1 - beta) * q + beta * p
+        return math.log(m) - math.log(p) + beta * p / m
+    if divergence == "skewed_forward_kl":
+        return (1 - beta) * q / (beta * q + (1 - beta) * p)
     return (1 - beta) * (math.log(beta * q + (1 - beta) * p) - math.log(p))
 
 
@@ -109,12 +118,25 @@ def candidates(spec: ObjectiveConfig, p: Tensor, q: Tensor, y: int) -> list[int]
     def largest(row: Tensor) -> list[int]:
         return sorted(range(len(row)), key=lambda v: -float(row[v]))[: spec.k]
 
+    ours, theirs = largest(p), largest(q)
     return {
         "sampled": lambda: [y],
-        "student_top_k": lambda: largest(p),
-        "teacher_top_k": lambda: largest(q),
+        "student_top_k": lambda: ours,
+        "teacher_top_k": lambda: theirs,
+        "overlap": lambda: [v for v in theirs if v in ours],
+        "union": lambda: ours + [v for v in theirs if v not in ours],
+        "symmetric_difference": lambda: [v for v in ours + theirs if (v in ours) != (v in theirs)],
+        "student_mass": lambda: fewest(p, ours, spec.mass),
         "full": lambda: list(range(len(p))),
     }[spec.support]()
+
+
+def fewest(p: Tensor, falling: list[int], mass: float) -> list[int]:
+    """The shortest beginning of `falling` that holds `mass`; all of it where it does not."""
+    for count in range(1, len(falling) + 1):
+        if sum(float(p[v]) for v in falling[:count]) >= mass:
+            return falling[:count]
+    return falling
 
 
 def oracle_row(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tuple[Tensor, Tensor]:
@@ -164,7 +186,14 @@ def accepted() -> list[ObjectiveConfig]:
     found = []
     for combination in itertools.product(*choices):
         try:
-            found.append(ObjectiveConfig(k=K, beta=0.3, **dict(zip(names, combination, strict=True))))
+            keys = {
+                "k": K,
+                "beta": 0.3,
+                "skew": 0.3,
+                "mass": 0.8,
+                **dict(zip(names, combination, strict=True)),
+            }
+            found.append(ObjectiveConfig(**keys))
         except ValidationError:
             continue
     return found
@@ -178,9 +207,9 @@ def named(spec: ObjectiveConfig) -> str:
 
 
 def test_how_many_objectives_there_are():
-    """Per set support: 3 divergences × 3 normalisations × 2 estimators, and for the score function of the
+    """Per set support: 5 divergences × 3 normalisations × 2 estimators, and for the score function of the
     reverse KL 3 normalisations × 2 further weights; for the sampled token the two names of weight 1."""
-    assert len(ACCEPTED) == 3 * (3 * 3 * 2 + 3 * 2) + 2
+    assert len(ACCEPTED) == 7 * (5 * 3 * 2 + 3 * 2) + 2
 
 
 @pytest.mark.parametrize("spec", ACCEPTED, ids=named)
@@ -194,7 +223,10 @@ def test_every_objective_is_its_formula(spec):
     assert wanted_gradient.abs().max() > 1e-3  # the agreement is about something
 
 
-@pytest.mark.parametrize("spec", [s for s in ACCEPTED if s.support != "full"], ids=named)
+ONE_LIST = ("sampled", "student_top_k", "teacher_top_k")  # whose slots are the oracle's candidates, in order
+
+
+@pytest.mark.parametrize("spec", [s for s in ACCEPTED if s.support in ONE_LIST], ids=named)
 def test_only_kept_slots_count(spec):
     student, teacher = logits_pair(2)
     sampled = torch.tensor([1, 4, 0, 7, 6])
@@ -209,6 +241,18 @@ def test_only_kept_slots_count(spec):
     assert value[0] == 0 and (gradient[0] == 0).all()  # an empty set: exactly nothing, not nearly
 
 
+@pytest.mark.parametrize(
+    "spec", [s for s in ACCEPTED if s.support in ("overlap", "symmetric_difference")], ids=named
+)
+def test_an_empty_set_contributes_exactly_nothing(spec):
+    """Two models without a common candidate, and two with all of them in common; a nan beside them is not met."""
+    student, teacher = logits_pair(3)
+    falling = student.argsort(-1, descending=True)
+    teacher = teacher.scatter(-1, falling[:, :K], -50.0) if spec.support == "overlap" else student * 0.5
+    value, gradient = local(spec, student, teacher)
+    assert (value == 0).all() and (gradient == 0).all()
+
+
 # --- the full vocabulary ------------------------------------------------------------------------------------
 
 
@@ -218,14 +262,19 @@ def divergence_of_rows(name: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("estimator", ["exact", "score_function"])
 @pytest.mark.parametrize("normalisation", ["none", "weights", "both"])
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js"])
+@pytest.mark.parametrize("divergence", typing.get_args(Divergence))
 def test_over_the_full_vocabulary_every_estimator_is_the_gradient_of_the_divergence(
     divergence, normalisation, estimator
 ):
     """The constant dropped from the advantage cancels, since Σ_V p ∇log p = 0."""
     student, teacher = logits_pair(4)
     spec = config(
-        support="full", divergence=divergence, normalisation=normalisation, estimator=estimator, beta=0.7
+        support="full",
+        divergence=divergence,
+        normalisation=normalisation,
+        estimator=estimator,
+        beta=0.7,
+        skew=0.7,
     )
     value, gradient = local(spec, student, teacher)
     q = teacher.softmax(-1)
@@ -353,7 +402,7 @@ def test_truncating_without_renormalising_pulls_on_the_mass(k):
     assert (bias.abs().max() > 1e-2) == (k < VOCABULARY)
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js"])
+@pytest.mark.parametrize("divergence", typing.get_args(Divergence))
 def test_where_both_are_renormalised_the_score_function_is_exact(divergence):
     """Σ_S p̄ ∇log p̄ = 0, so the dropped constant cancels on S as it does on V."""
     student, teacher = logits_pair(11)

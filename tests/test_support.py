@@ -41,6 +41,57 @@ def test_in_set_is_membership_row_by_row(rows):
     assert in_set(mine, others).tolist() == [[x in set(b) for x in a] for a, b in rows]
 
 
+def kept(
+    kind: str, student: Tensor, teacher: Tensor, *, k: int, mass: float = 1.0, given=None
+) -> list[set[int]]:
+    pair = {"student": RowDist(student), "teacher": RowDist(teacher)}
+    support = choose(kind, k=k, **pair, sampled_ids=SAMPLED, mass=mass, given=given)
+    rows = [
+        [v for v, keep in zip(ids, keeps, strict=True) if keep]
+        for ids, keeps in zip(support.ids.tolist(), support.keep.tolist(), strict=True)
+    ]
+    assert all(len(row) == len(set(row)) for row in rows), "no token counts twice"
+    return [set(row) for row in rows]
+
+
+@properties
+@given(st.integers(1, 7), st.integers(0, 10**6))
+def test_sets_of_both_are_sets(k, seed):
+    """union = student + teacher − overlap, symmetric difference = union − overlap, row by row."""
+    pair = logits(seed), logits(seed + 1)
+    ours, theirs = (kept(kind, *pair, k=k) for kind in ("student_top_k", "teacher_top_k"))
+    sets = {kind: kept(kind, *pair, k=k) for kind in ("overlap", "union", "symmetric_difference")}
+    for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert sets["overlap"][n] == a & b
+        assert sets["union"][n] == a | b
+        assert sets["symmetric_difference"][n] == a ^ b
+
+
+@properties
+@given(st.integers(1, 7), st.floats(0.01, 1.0), st.integers(0, 10**6))
+def test_student_mass_is_the_fewest_tokens_that_hold_it(k, mass, seed):
+    student = logits(seed)
+    for row, chosen in zip(
+        student.softmax(-1), kept("student_mass", student, logits(1), k=k, mass=mass), strict=True
+    ):
+        falling = row.argsort(descending=True).tolist()[:k]
+        assert chosen == set(falling[: len(chosen)]) and chosen
+        held = float(row[list(chosen)].sum())
+        assert held >= mass - 1e-12 or len(chosen) == k
+        assert len(chosen) == 1 or held - float(row[falling[len(chosen) - 1]]) < mass
+
+
+def test_a_top_k_that_was_known_before_is_taken_as_it_was():
+    """What a server was asked for, though the student has moved since."""
+    before = choose(
+        "student_top_k", k=3, student=RowDist(logits(5)), teacher=RowDist(logits(1)), sampled_ids=SAMPLED
+    )
+    wanted = [set(row) for row in before.ids.tolist()]
+    theirs = kept("teacher_top_k", logits(0), logits(1), k=3)
+    got = kept("overlap", logits(0), logits(1), k=3, given=before)
+    assert got == [a & b for a, b in zip(wanted, theirs, strict=True)]
+
+
 @properties
 @given(st.integers(1, 7), st.integers(0, 10**6))
 def test_top_k_supports_are_the_k_most_probable_ids(k, seed):

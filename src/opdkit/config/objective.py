@@ -9,8 +9,20 @@ from pydantic import Field, model_validator
 
 from opdkit.config.base import Record
 
-SupportKind = Literal["sampled", "student_top_k", "teacher_top_k", "full"]
-Divergence = Literal["reverse_kl", "forward_kl", "js"]
+SupportKind = Literal[
+    "sampled",
+    "student_top_k",
+    "teacher_top_k",
+    "overlap",
+    "union",
+    "symmetric_difference",
+    "student_mass",
+    "full",
+]
+STUDENT_SETS = ("student_top_k", "overlap", "union", "symmetric_difference", "student_mass")
+TEACHER_SETS = ("teacher_top_k", "overlap", "union", "symmetric_difference")
+"""Supports that are made of the student's top k, of the teacher's, or of both."""
+Divergence = Literal["reverse_kl", "forward_kl", "js", "skewed_reverse_kl", "skewed_forward_kl"]
 Normalisation = Literal["none", "weights", "both"]
 Estimator = Literal["score_function", "exact"]
 Weights = Literal["student", "teacher", "uniform"]
@@ -61,11 +73,17 @@ class ObjectiveConfig(Record):
     preset: Literal["paper", "paper-eq5", "sampled", "full"] = "paper"
     """Where the other keys come from unless they are given: `paper`, `paper-eq5`, `sampled` or `full`."""
     support: SupportKind = "student_top_k"
-    """The token set per position: `sampled`, `student_top_k`, `teacher_top_k` or `full`."""
+    """The token set per position: `sampled`; the `student_top_k`, the `teacher_top_k`, their `overlap`, `union` or
+    `symmetric_difference`; `student_mass`, the fewest tokens that hold a share of the student's mass; `full`."""
     k: int = Field(default=16, ge=1)
-    """Width of a top-k support; not read for `sampled` and `full`."""
+    """Width of a top-k support, the most tokens of `student_mass`; not read for `sampled` and `full`."""
+    mass: float = Field(default=0.98, gt=0, le=1)
+    """The share that `student_mass` holds."""
     divergence: Divergence = "reverse_kl"
-    """`reverse_kl` KL(student‖teacher), `forward_kl` KL(teacher‖student), `js` generalised Jensen-Shannon."""
+    """`reverse_kl` KL(student‖teacher), `forward_kl` KL(teacher‖student), `js` generalised Jensen-Shannon;
+    `skewed_reverse_kl`, `skewed_forward_kl` against a mixture with the first (DistiLLM)."""
+    skew: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share α of the first distribution that a skewed divergence mixes into the second (arXiv 2402.03898: .1)."""
     beta: float = Field(default=0.5, gt=0.0, lt=1.0)
     """Mixture weight of the teacher in `js` (GKD, arXiv 2306.13649): js/beta → forward KL as beta → 0,
     js/(1 − beta) → reverse KL as beta → 1."""
@@ -95,7 +113,8 @@ class ObjectiveConfig(Record):
                 'at a sampled token has mean zero (use estimator = "score_function")'
             )
         if self.normalisation == "both" and (
-            self.support == "sampled" or (self.support != "full" and self.k == 1)
+            self.support == "sampled"
+            or (self.k == 1 and self.support in ("student_top_k", "teacher_top_k", "overlap", "student_mass"))
         ):
             raise ValueError(
                 'normalisation = "both" over one token is identically 0, Eq. 5 at k = 1: both distributions '
@@ -119,3 +138,18 @@ class ObjectiveConfig(Record):
                 'weight the token by the unbounded ratio q/p (use divergence = "reverse_kl")'
             )
         return self
+
+    @property
+    def shape(self) -> float:
+        """The number that the divergence has: β of `js`, α of the skewed ones; the others read none."""
+        return self.skew if self.divergence.startswith("skewed") else self.beta
+
+    @property
+    def of_student(self) -> bool:
+        """Whether the set is made of the student's top k, alone or with the teacher's."""
+        return self.support in STUDENT_SETS
+
+    @property
+    def of_teacher(self) -> bool:
+        """The same for the teacher's."""
+        return self.support in TEACHER_SETS

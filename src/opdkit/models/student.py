@@ -118,7 +118,7 @@ class Student(nn.Module):
                 student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part)
             )
             loss = _weighted(objective.local(student, teacher, support), micro.weight[part])
-            self._note(notes, micro, part, student, teacher)
+            self._note(notes, micro, part, student, teacher, support)
             return loss
 
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
@@ -156,13 +156,21 @@ class Student(nn.Module):
         return columns_loss(hidden, self.head, ids, loss)
 
     @torch.no_grad()
-    def _note(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist, teacher: Dist) -> None:
+    def _note(
+        self,
+        notes: Notes,
+        micro: MicroBatch,
+        part: slice,
+        student: RowDist,
+        teacher: Dist,
+        support: Support,
+    ) -> None:
         """Sampled log-probs everywhere (they are by-products), the full set of diagnostics where `measured` says."""
         notes.student_logp.append(student.sampled.detach())
         notes.teacher_logp.append(teacher.sampled.detach())
         notes.sampled_index.append(micro.index[part])
         here = micro.measured[part].nonzero()[:, 0]
-        self._measure_pieces(notes, micro, here, here + part.start, student, teacher)
+        self._measure_pieces(notes, micro, here, here + part.start, student, teacher, support.keep)
 
     @torch.no_grad()
     def _note_alone(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist) -> None:
@@ -188,9 +196,16 @@ class Student(nn.Module):
             self._measure_pieces(notes, micro, rows, here, student, teacher)
 
     def _measure_pieces(
-        self, notes: Notes, micro: MicroBatch, rows: Tensor, here: Tensor, student: RowDist, teacher: Dist
+        self,
+        notes: Notes,
+        micro: MicroBatch,
+        rows: Tensor,
+        here: Tensor,
+        student: RowDist,
+        teacher: Dist,
+        keep: Tensor | None = None,
     ) -> None:
-        """Measure `rows` of a chunk, which are positions `here`, a few at a time.
+        """Measure `rows` of a chunk, which are positions `here`, a few at a time. `keep` [n, S]: the chunk's support.
 
         Diagnostics make some twenty tensors of a piece's size.
         """
@@ -198,14 +213,22 @@ class Student(nn.Module):
         size = max(1, budget // (4 * self.head.rows))
         for some, at in zip(rows.split(size), here.split(size), strict=True):
             if len(at):
-                self._measure(notes, micro, at, student.rows(some), _rows_of(teacher, some, micro, at))
+                kept = None if keep is None else keep[some]
+                self._measure(notes, micro, at, student.rows(some), _rows_of(teacher, some, micro, at), kept)
         if len(here) and self.head.chunk_rows(self.chunk_rows) < len(micro.index):
             _give_back(here.device)
 
     def _measure(
-        self, notes: Notes, micro: MicroBatch, here: Tensor, student: RowDist, teacher: Dist
+        self,
+        notes: Notes,
+        micro: MicroBatch,
+        here: Tensor,
+        student: RowDist,
+        teacher: Dist,
+        keep: Tensor | None = None,
     ) -> None:
         measures = dict(measure(student, teacher, k=self.k, ks=self.ks))
+        measures |= _support_size(keep)
         measures |= _mismatch(student, micro, here)
         if micro.support is not None and micro.support.ids is not None and micro.support.source == "sampler":
             ids = micro.support.ids[here]
@@ -219,6 +242,15 @@ class Student(nn.Module):
         if self.compute is None or self.compute == next(self.model.parameters()).dtype:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute)
+
+
+def _support_size(keep: Tensor | None) -> Measures:
+    """How many tokens the objective compared, and how often none: an empty set trains nothing, and is counted."""
+    if keep is None:
+        return {}
+    size = keep.sum(-1).float()
+    one = torch.ones_like(size)
+    return {"support_size": (size, one), "support_empty_fraction": ((size == 0).float(), one)}
 
 
 def _mismatch(student: Dist, micro: MicroBatch, here: Tensor) -> Measures:

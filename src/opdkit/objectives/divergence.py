@@ -9,6 +9,12 @@ reverse_kl   KL(p‖q) = Σ p (log p − log q)                               ad
 forward_kl   KL(q‖p) = Σ q (log q − log p)                               advantage  q / p
 js           β KL(q‖m) + (1−β) KL(p‖m),  m = β q + (1−β) p               advantage  (1−β) (log m − log p)
              GKD, arXiv 2306.13649. ∂g/∂p = (1−β)(log p/m + 1 − (β q + (1−β) p)/m) = (1−β) log p/m.
+skewed_reverse_kl   KL(p‖m),  m = (1−α) q + α p                          advantage  log m − log p + α p / m
+skewed_forward_kl   KL(q‖m),  m = α q + (1−α) p                          advantage  (1−α) q / m
+             DistiLLM, arXiv 2402.03898: mixing a share α of the first distribution into the second bounds the log-ratio.
+             ∂g/∂p = log p − log m + 1 − α p / m, and − (1−α) q / m.
+
+The third argument is β for js, α for the skewed ones.
 """
 
 from __future__ import annotations
@@ -62,8 +68,32 @@ def _js_advantage(p: Tensor, q: Tensor, beta: float) -> Tensor:
     return (1 - beta) * (_mixture(p, q, beta) - p)
 
 
+def _skewed(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    """log((1−α) q + α p)."""
+    return torch.logaddexp(q + math.log1p(-alpha), p + math.log(alpha))
+
+
+def _skewed_reverse_value(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    return p.exp() * (p - _skewed(p, q, alpha))
+
+
+def _skewed_reverse_advantage(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    m = _skewed(p, q, alpha)
+    return m - p + alpha * (p - m).exp()
+
+
+def _skewed_forward_value(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    return q.exp() * (q - _mixture(p, q, alpha))
+
+
+def _skewed_forward_advantage(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    return (1 - alpha) * (q - _mixture(p, q, alpha)).exp()
+
+
 DIVERGENCES: dict[str, DivergenceTerms] = {
     "reverse_kl": DivergenceTerms(_reverse_value, _reverse_advantage),
     "forward_kl": DivergenceTerms(_forward_value, _forward_advantage),
     "js": DivergenceTerms(_js_value, _js_advantage),
+    "skewed_reverse_kl": DivergenceTerms(_skewed_reverse_value, _skewed_reverse_advantage),
+    "skewed_forward_kl": DivergenceTerms(_skewed_forward_value, _skewed_forward_advantage),
 }

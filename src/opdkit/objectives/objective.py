@@ -31,13 +31,9 @@ from opdkit.objectives.divergence import DIVERGENCES
 from opdkit.support import Dist, choose
 from opdkit.types import Batch, Needs, Signal, Support
 
-_SOURCES: dict[str, tuple[str, ...]] = {
-    "sampled": (),
-    "student_top_k": ("sampler", "student_forward"),
-    "teacher_top_k": ("teacher",),
-    "full": (),
-}
-"""Where ids that came with the batch must be from to serve as this kind of support."""
+_STUDENTS = ("sampler", "student_forward")
+_SOURCES: dict[str, tuple[str, ...]] = {"student_top_k": _STUDENTS, "teacher_top_k": ("teacher",)}
+"""Where ids that came with the batch must be from to be this kind of support as they are."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class Objective:
         kind = self.spec.support
         return Needs(
             sampled=kind == "sampled",
-            top_k=self.spec.k if kind == "student_top_k" else 0,
-            at_ids=kind == "teacher_top_k",
+            top_k=self.spec.k if self.spec.of_student else 0,
+            at_ids=self.spec.of_teacher,
             full=kind == "full",
         )
 
@@ -66,8 +62,8 @@ class Objective:
         kind = self.spec.support
         return Needs(
             sampled=kind == "sampled",
-            top_k=self.spec.k if kind == "teacher_top_k" else 0,
-            at_ids=kind == "student_top_k",
+            top_k=self.spec.k if self.spec.of_teacher else 0,
+            at_ids=self.spec.of_student and kind != "overlap",  # shared tokens are in its own list
             full=kind == "full",
         )
 
@@ -80,10 +76,16 @@ class Objective:
     ) -> Support:
         """The support of a chunk: the one that came with the batch if it is of this kind, else chosen from
         what is at hand."""
-        if given is not None and given.source in _SOURCES[self.spec.support]:
+        if given is not None and given.source in _SOURCES.get(self.spec.support, ()):
             return given
         return choose(
-            self.spec.support, k=self.spec.k, student=student, teacher=teacher, sampled_ids=sampled_ids
+            self.spec.support,
+            k=self.spec.k,
+            student=student,
+            teacher=teacher,
+            sampled_ids=sampled_ids,
+            mass=self.spec.mass,
+            given=given if given is not None and given.source in _STUDENTS else None,
         )
 
     def local(self, student: Dist, teacher: Dist, support: Support) -> Float[Tensor, " N"]:
@@ -114,7 +116,7 @@ class Objective:
 
     def _value(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, " N"]:
         """Σ_S g(p, q), divided by P_S where only the weights are normalised."""
-        terms = _kept_sum(DIVERGENCES[self.spec.divergence].value(p, q, self.spec.beta), keep)
+        terms = _kept_sum(DIVERGENCES[self.spec.divergence].value(p, q, self.spec.shape), keep)
         if self.spec.normalisation == "weights" and keep is not None:
             return terms / _mass(p, keep)
         return terms
@@ -122,7 +124,7 @@ class Objective:
     def _score_function(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, " N"]:
         """Value of the weighted divergence, gradient −Σ w·advantage·∇log p with w and advantage detached."""
         old, teacher = p.detach(), q.detach()
-        advantage = DIVERGENCES[self.spec.divergence].advantage(old, teacher, self.spec.beta)
+        advantage = DIVERGENCES[self.spec.divergence].advantage(old, teacher, self.spec.shape)
         weight = self._weights(old, teacher, keep)
         surrogate = _kept_sum(-weight * advantage * p, keep)
         if self.spec.weights == "student":

@@ -152,7 +152,7 @@ def _widths(subject: Subject) -> list[Finding]:
     """k and top_k beyond the vocabulary, which a plan refuses."""
     config = subject.config
     asked = {"diagnostics.k": config.diagnostics.k, "sampling.top_k": config.sampling.top_k}
-    if config.objective.support in ("student_top_k", "teacher_top_k"):
+    if config.objective.of_student or config.objective.of_teacher:
         asked["objective.k"] = config.objective.k
     wide = {key: k for key, k in asked.items() if k > subject.rows}
     if not wide or config.story != "distill":

@@ -136,7 +136,7 @@ def _refuse_unmet(objective: Objective, offer: Offer, config: Config) -> None:
         if offer.offers.top_k > 1 << 20
         else f"and its own top-{offer.offers.top_k} only"
     )
-    wide = objective.spec.k if objective.spec.support == "teacher_top_k" else 0
+    wide = objective.spec.k if objective.spec.of_teacher else 0
     raise UserError(
         f"the objective needs {', '.join(unmet)}, but this teacher gives log-probs {', '.join(given)}",
         hint=_remedy(config, offer, wide=wide),
@@ -176,7 +176,7 @@ def _narrow(config: Config, offer: Offer, rows: int) -> tuple[Finding, ...]:
 
 def _widths(config: Config) -> dict[str, int]:
     wide = {"diagnostics.k": config.diagnostics.k, "sampling.top_k": config.sampling.top_k}
-    if config.objective.support in ("student_top_k", "teacher_top_k"):
+    if config.objective.of_student or config.objective.of_teacher:
         wide = {"objective.k": config.objective.k, **wide}
     return wide
 
@@ -213,7 +213,7 @@ def _early_ids(objective: Objective, offers: Needs) -> str | None:
 def _candidate_width(config: Config, offers: Needs, early: str | None, rows: int) -> int:
     if early != "sampler":
         return 0
-    width = config.objective.k if config.objective.support == "student_top_k" else 0
+    width = config.objective.k if config.objective.of_student else 0
     return min(rows, max(width, 0 if offers.full else config.diagnostics.k))
 
 
