@@ -139,11 +139,34 @@ def fewest(p: Tensor, falling: list[int], mass: float) -> list[int]:
     return falling
 
 
-def oracle_row(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tuple[Tensor, Tensor]:
+def coarse(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tuple[Tensor, Tensor]:
+    """The divergence of the two distributions over S and one token more, which is all the rest."""
+    pairs = [(p[v], q[v]) for v in S] + [(1 - sum(p[v] for v in S), 1 - sum(q[v] for v in S))]
+    value = sum(term(spec.divergence, spec.shape, a, b) for a, b in pairs)
+    return value, value
+
+
+def with_the_sampled(
+    spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int], y: int
+) -> tuple[Tensor, Tensor]:
+    """S weighed by p, and y beside it with weight 1 where S does not hold it."""
+    pushed, value, fixed = torch.zeros((), dtype=p.dtype), torch.zeros((), dtype=p.dtype), p.detach()
+    for v, weight in [(v, float(fixed[v])) for v in S] + ([] if y in S else [(y, 1.0)]):
+        gain = advantage(spec.divergence, spec.shape, float(fixed[v]), float(q[v]))
+        pushed = pushed - weight * gain * p[v].log()
+        value = value + weight * term(spec.divergence, spec.shape, fixed[v], q[v]) / float(fixed[v])
+    return value, pushed
+
+
+def oracle_row(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int], y: int) -> tuple[Tensor, Tensor]:
     """(value, the scalar whose autograd is the stated gradient) of one position, from probabilities."""
-    if not S:
+    if not S and spec.normalisation != "tail_sampled":
         return torch.zeros(()), torch.zeros(()) * p.sum()
     P, Q = sum(p[v] for v in S), sum(q[v] for v in S)
+    if spec.normalisation == "tail_bucket":
+        return coarse(spec, p, q, S)
+    if spec.normalisation == "tail_sampled":
+        return with_the_sampled(spec, p, q, S, y)
     both = spec.normalisation == "both"
     p_S = [p[v] / P if both else p[v] for v in S]
     q_S = [q[v] / Q if both else q[v] for v in S]
@@ -174,7 +197,7 @@ def oracle(spec, student, teacher, sampled, keep=None) -> tuple[Tensor, Tensor]:
         S = candidates(spec, p.detach(), q, int(sampled[n]))
         if keep is not None:
             S = [v for v, kept in zip(S, keep[n].tolist(), strict=True) if kept]
-        value, pushed = oracle_row(spec, p, q, S)
+        value, pushed = oracle_row(spec, p, q, S, int(sampled[n]))
         values.append(value.detach().double())
         gradients.append(torch.autograd.grad(pushed, z)[0])
     return torch.stack(values), torch.stack(gradients)
@@ -208,8 +231,9 @@ def named(spec: ObjectiveConfig) -> str:
 
 def test_how_many_objectives_there_are():
     """Per set support: 5 divergences × 3 normalisations × 2 estimators, and for the score function of the
-    reverse KL 3 normalisations × 2 further weights; for the sampled token the two names of weight 1."""
-    assert len(ACCEPTED) == 7 * (5 * 3 * 2 + 3 * 2) + 2
+    reverse KL 3 normalisations × 2 further weights; for the sampled token the two names of weight 1. For the six
+    sets that leave something out: 5 divergences × 2 estimators with a bucket, 4 with the sampled token."""
+    assert len(ACCEPTED) == 7 * (5 * 3 * 2 + 3 * 2) + 2 + 6 * (5 * 2 + 4)
 
 
 @pytest.mark.parametrize("spec", ACCEPTED, ids=named)
@@ -238,12 +262,14 @@ def test_only_kept_slots_count(spec):
     wanted_value, wanted_gradient = oracle(spec, student, teacher, sampled, keep)
     torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
     torch.testing.assert_close(gradient, wanted_gradient, rtol=0, atol=EXACT)
-    assert value[0] == 0 and (gradient[0] == 0).all()  # an empty set: exactly nothing, not nearly
+    if spec.normalisation != "tail_sampled":  # there the sampled token stands for everything
+        assert value[0] == 0 and (gradient[0] == 0).all()  # an empty set: exactly nothing, not nearly
 
 
-@pytest.mark.parametrize(
-    "spec", [s for s in ACCEPTED if s.support in ("overlap", "symmetric_difference")], ids=named
-)
+EMPTIES = [s for s in ACCEPTED if s.support in ("overlap", "symmetric_difference")]
+
+
+@pytest.mark.parametrize("spec", [s for s in EMPTIES if s.normalisation != "tail_sampled"], ids=named)
 def test_an_empty_set_contributes_exactly_nothing(spec):
     """Two models without a common candidate, and two with all of them in common; a nan beside them is not met."""
     student, teacher = logits_pair(3)
@@ -356,6 +382,41 @@ def test_one_scalar_per_position_carries_no_signal():
         mean += p[:, y, None] * gradient
     assert mean.abs().max() < EXACT
     assert true_gradient.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("spec", [s for s in ACCEPTED if s.normalisation == "tail_sampled"], ids=named)
+def test_the_sampled_token_makes_any_set_unbiased(spec):
+    """TT-OPD: over the draw of y, value and gradient are the full vocabulary's; the set alone is not."""
+    student, teacher = logits_pair(14)
+    value, gradient = expectation_over_samples(spec, student, teacher)
+    whole = config(support="full", divergence=spec.divergence, beta=spec.beta, skew=spec.skew)
+    wanted_value, wanted_gradient = local(whole, student, teacher)
+    torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=0, atol=EXACT)
+    alone = local(spec.model_copy(update={"normalisation": "none"}), student, teacher)[1]
+    assert (alone - wanted_gradient).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("divergence", typing.get_args(Divergence))
+def test_with_a_bucket_the_score_function_is_exact(divergence):
+    """p and q sum to 1 over S and the bucket, so the constant that was dropped cancels there as over the vocabulary."""
+    student, teacher = logits_pair(15)
+    keys = {"normalisation": "tail_bucket", "divergence": divergence, "support": "union"}
+    value, exact = local(config(estimator="exact", **keys), student, teacher)
+    same, scored = local(config(estimator="score_function", **keys), student, teacher)
+    torch.testing.assert_close(scored, exact, rtol=0, atol=EXACT)
+    torch.testing.assert_close(value, same, rtol=0, atol=EXACT)
+    assert (value > 0).all()  # a divergence again: the sum over S alone may be negative
+
+
+def test_a_bucket_that_holds_nothing_is_no_division_by_zero():
+    """All mass in S, in float32: the bucket's log is finite, and what it adds is nothing."""
+    student = torch.tensor([[30.0, 29.0, -60.0, -60.0]])
+    teacher = torch.tensor([[29.0, 30.0, -60.0, -60.0]])
+    value, gradient = local(config(k=2, normalisation="tail_bucket", estimator="exact"), student, teacher)
+    plain, _ = local(config(k=2, estimator="exact"), student, teacher)
+    assert value.isfinite().all() and gradient.isfinite().all()
+    torch.testing.assert_close(value, plain, rtol=0, atol=1e-5)
 
 
 # --- top-k --------------------------------------------------------------------------------------------------
@@ -622,8 +683,9 @@ def test_renaming_the_vocabulary_renames_the_gradient_and_nothing_else(spec, ord
 
 
 def slots(logp: Tensor, support: Support) -> StoredDist:
-    """A distribution that holds any numbers at the support's slots, as padding would."""
-    return StoredDist(at_ids=support.ids, at_logp=logp)
+    """A distribution that holds any numbers at the support's slots, as padding would; another token was sampled."""
+    sampled, ids = torch.full_like(logp[:, 0], -1.5).detach(), torch.full_like(support.ids[:, 0], 99)
+    return StoredDist(at_ids=support.ids, at_logp=logp, sampled=sampled, sampled_ids=ids)
 
 
 GARBAGE = (math.nan, math.inf, -math.inf, 1e308, -1e308, 1e30, 0.0, 700.0)
@@ -654,4 +716,4 @@ def test_slots_that_are_not_kept_may_hold_anything(spec, data):
         assert torch.equal(ours, wanted)
         assert ours.isfinite().all()
     assert (dirty[1][~keep] == 0).all()
-    assert dirty[0][2] == 0 and (dirty[1][2] == 0).all()
+    assert (dirty[0][2] == 0 or spec.normalisation == "tail_sampled") and (dirty[1][2] == 0).all()

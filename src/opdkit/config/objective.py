@@ -23,7 +23,7 @@ STUDENT_SETS = ("student_top_k", "overlap", "union", "symmetric_difference", "st
 TEACHER_SETS = ("teacher_top_k", "overlap", "union", "symmetric_difference")
 """Supports that are made of the student's top k, of the teacher's, or of both."""
 Divergence = Literal["reverse_kl", "forward_kl", "js", "skewed_reverse_kl", "skewed_forward_kl"]
-Normalisation = Literal["none", "weights", "both"]
+Normalisation = Literal["none", "weights", "both", "tail_bucket", "tail_sampled"]
 Estimator = Literal["score_function", "exact"]
 Weights = Literal["student", "teacher", "uniform"]
 
@@ -88,7 +88,8 @@ class ObjectiveConfig(Record):
     """Mixture weight of the teacher in `js` (GKD, arXiv 2306.13649): js/beta → forward KL as beta → 0,
     js/(1 − beta) → reverse KL as beta → 1."""
     normalisation: Normalisation = "weights"
-    """`none` raw probabilities, `weights` weights sum to 1 over the support, `both` p and q do (Eq. 5)."""
+    """`none` raw probabilities, `weights` weights sum to 1 over the support, `both` p and q do (Eq. 5); `tail_bucket`
+    one more slot holds what is outside, `tail_sampled` the sampled token stands for it where it is outside (unbiased)."""
     estimator: Estimator = "score_function"
     """`score_function` detached advantage × log-prob for every candidate; `exact` differentiate the value."""
     weights: Weights = "student"
@@ -120,6 +121,8 @@ class ObjectiveConfig(Record):
                 'normalisation = "both" over one token is identically 0, Eq. 5 at k = 1: both distributions '
                 'are 1 there (use normalisation = "weights", or k >= 2)'
             )
+        if self.normalisation.startswith("tail"):
+            self._refuse_tails()
         if self.weights != "student" and (
             self.estimator != "score_function" or self.divergence != "reverse_kl"
         ):
@@ -138,6 +141,28 @@ class ObjectiveConfig(Record):
                 'weight the token by the unbounded ratio q/p (use divergence = "reverse_kl")'
             )
         return self
+
+    def _refuse_tails(self) -> None:
+        """A tail is what a set leaves out, and the sampled token stands for it in one estimator only."""
+        if self.support in ("sampled", "full"):
+            raise ValueError(
+                f'support = "{self.support}" has no tail to correct for (use normalisation = "none")'
+            )
+        if self.weights != "student":
+            raise ValueError(
+                f'normalisation = "{self.normalisation}" weighs by the student\'s probability, or it is no '
+                'divergence (use weights = "student")'
+            )
+        if self.normalisation == "tail_sampled" and self.estimator == "exact":
+            raise ValueError(
+                'normalisation = "tail_sampled" with the exact estimator adds ∇P_S, which nothing outside cancels '
+                '(use estimator = "score_function")'
+            )
+        if self.normalisation == "tail_sampled" and self.divergence == "forward_kl":
+            raise ValueError(
+                'normalisation = "tail_sampled" weighs the token outside by the unbounded ratio q/p in the forward KL '
+                '(use normalisation = "tail_bucket", or divergence = "skewed_forward_kl")'
+            )
 
     @property
     def shape(self) -> float:

@@ -10,6 +10,9 @@ With support S_t, P_S = Σ_S p and Q_S = Σ_S q, the three ways to weigh are (p,
     weights         p(v) / P_S     log q − log p                    log p    the released code, preset paper
     both            p(v) / P_S     log q̄ − log p̄                    log p̄    Eq. 5: p̄, q̄ sum to 1 over S
 
+    tail_bucket     p(v)           log q − log p; one slot more    log p             p, q outside S as one token
+    tail_sampled    p(v)           log q − log p                    log p             y outside S, weight 1: unbiased (TT-OPD)
+
 `score_function` has the gradient −Σ_S w(v)·advantage(v)·∇log p(v), weight and advantage detached, K terms per
 position (one scalar per position times ∇log p(y_t) would have zero mean). `exact` differentiates the value.
 
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.objectives.divergence import DIVERGENCES
-from opdkit.support import Dist, choose
+from opdkit.support import ColumnDist, Dist, choose
 from opdkit.types import Batch, Needs, Signal, Support
 
 _STUDENTS = ("sampler", "student_forward")
@@ -48,10 +51,14 @@ class Objective:
         return self.spec.normalisation == "both" and self.spec.support in ("student_top_k", "teacher_top_k")
 
     @property
+    def _sampled(self) -> bool:
+        return self.spec.support == "sampled" or self.spec.normalisation == "tail_sampled"
+
+    @property
     def student_needs(self) -> Needs:
         kind = self.spec.support
         return Needs(
-            sampled=kind == "sampled",
+            sampled=self._sampled,
             top_k=self.spec.k if self.spec.of_student else 0,
             at_ids=self.spec.of_teacher,
             full=kind == "full",
@@ -61,7 +68,7 @@ class Objective:
     def teacher_needs(self) -> Needs:
         kind = self.spec.support
         return Needs(
-            sampled=kind == "sampled",
+            sampled=self._sampled,
             top_k=self.spec.k if self.spec.of_teacher else 0,
             at_ids=self.spec.of_student and kind != "overlap",  # shared tokens are in its own list
             full=kind == "full",
@@ -93,6 +100,8 @@ class Objective:
         p, q, keep = self._columns(student, teacher, support)
         if self.spec.support == "sampled":
             return _one_sample(p, q)
+        if self.spec.normalisation == "tail_sampled":
+            return self._score_function(p, q, keep) + self._outside(student, teacher, support)
         if self.spec.estimator == "exact":
             return self._value(p, q, keep)
         return self._score_function(p, q, keep)
@@ -112,7 +121,25 @@ class Objective:
         p, q = _select(student.at(support.ids), keep), _select(teacher.at(support.ids), keep)
         if self.spec.normalisation == "both":
             return _renormalise(p, keep), _renormalise(q, keep), keep
+        if self.spec.normalisation == "tail_bucket" and keep is not None:
+            return _with_tail(p, keep), _with_tail(q, keep), torch.nn.functional.pad(keep, (0, 1), value=True)
         return p, q, keep
+
+    def _outside(self, student: Dist, teacher: Dist, support: Support) -> Float[Tensor, " N"]:
+        """The sampled token where S does not hold it, drawn from p: value g/p, gradient −advantage·∇log p, 0 elsewhere.
+
+        Its mean over y is the sum over what S leaves out, so that S and this together are the whole vocabulary's.
+        """
+        assert support.ids is not None and support.keep is not None and not isinstance(student, ColumnDist)
+        taken = student.sampled_ids
+        assert taken is not None, "the sampled token stands for what the set leaves out"
+        held = ((support.ids == taken[:, None]) & support.keep).any(-1)
+        # selected before any product: a nan in a slot that does not count would come back in the backward
+        p, q = torch.where(held, 0.0, student.sampled), torch.where(held, 0.0, teacher.sampled)
+        terms, old, theirs = DIVERGENCES[self.spec.divergence], p.detach(), q.detach()
+        value = terms.value(old, theirs, self.spec.shape) / old.exp()
+        surrogate = -terms.advantage(old, theirs, self.spec.shape) * p
+        return torch.where(held, 0.0, value + surrogate - surrogate.detach())
 
     def _value(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, " N"]:
         """Σ_S g(p, q), divided by P_S where only the weights are normalised."""
@@ -136,7 +163,7 @@ class Objective:
     def _weights(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, "N S"]:
         """Candidate weights: student p, teacher q or uniform; over kept slots they sum to 1 unless `none`."""
         logits = {"student": p, "teacher": q, "uniform": torch.zeros_like(p)}[self.spec.weights]
-        if self.spec.normalisation == "none":
+        if self.spec.normalisation in ("none", "tail_bucket", "tail_sampled"):
             return logits.exp()
         return _renormalise(logits, keep).exp()
 
@@ -155,6 +182,13 @@ def _renormalise(logp: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tenso
     lowest = torch.finfo(logp.dtype).min
     kept = torch.where(keep, logp, lowest)
     return torch.where(keep, logp - kept.logsumexp(-1, keepdim=True), 0.0)
+
+
+def _with_tail(logp: Float[Tensor, "N S"], keep: Tensor) -> Float[Tensor, "N S+1"]:
+    """One slot more: log of the mass that no kept slot holds."""
+    held = torch.where(keep, logp, torch.finfo(logp.dtype).min).exp().sum(-1, keepdim=True)
+    outside = torch.log1p(-held.clamp(max=1.0 - torch.finfo(logp.dtype).eps))
+    return torch.cat([logp, outside], -1)
 
 
 def _kept_sum(terms: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tensor, " N"]:
