@@ -419,6 +419,95 @@ def test_a_bucket_that_holds_nothing_is_no_division_by_zero():
     torch.testing.assert_close(value, plain, rtol=0, atol=1e-5)
 
 
+# --- shaping, baselines ---------------------------------------------------------------------------------------------
+
+SHAPED = {"clip": 0.7, "log": None, "power": 2.0, "floor": 0.45}
+
+
+def reshaped(name: str, value: float | None, p: float, q: float) -> float:
+    """The advantage of one token, from probabilities and numbers."""
+    A = math.log(q) - math.log(p)
+    if name == "clip":
+        return min(max(A, -value), value)
+    if name == "log":
+        return math.copysign(math.log(1 + abs(A)), A)
+    if name == "power":
+        return q**value - p**value
+    return max(A, math.log(value / (1 - value)))
+
+
+@pytest.mark.parametrize("support", ["student_top_k", "union", "full", "sampled"])
+@pytest.mark.parametrize("name", SHAPED)
+def test_shaping_changes_the_advantage_of_each_candidate_and_nothing_else(name, support):
+    """−Σ w · shaped(A) · ∇log p, the value being the divergence's all the same."""
+    student, teacher = logits_pair(18)
+    sampled = torch.tensor([0, 3, 8, 2, 5])
+    spec = config(support=support, shaping=name, shaping_value=SHAPED[name])
+    value, gradient = local(spec, student, teacher, sampled=sampled)
+    plain_value, plain = local(config(support=support), student, teacher, sampled=sampled)
+    torch.testing.assert_close(value, plain_value, rtol=0, atol=EXACT)
+    p, q = student.softmax(-1), teacher.softmax(-1)
+
+    def pushed(row, n):
+        S = candidates(spec, p[n], q[n], int(sampled[n]))
+        weights = [1.0 if support == "sampled" else float(p[n, v]) for v in S]
+        gains = [reshaped(name, SHAPED[name], float(p[n, v]), float(q[n, v])) for v in S]
+        return -sum(w * a * row[v].log() for w, a, v in zip(weights, gains, S, strict=True))
+
+    torch.testing.assert_close(gradient, gradient_of(pushed, student), rtol=0, atol=EXACT)
+    assert (gradient - plain).abs().max() > 1e-3
+
+
+def test_shapes_have_the_limits_they_are_said_to_have():
+    """A wide clip and a floor at 0 change nothing; power over its exponent is the log-ratio as the exponent falls."""
+    student, teacher = logits_pair(19)
+    _, plain = local(config(), student, teacher)
+    for wide in ({"shaping": "clip", "shaping_value": 1e3}, {"shaping": "floor", "shaping_value": 1e-9}):
+        assert torch.equal(local(config(**wide), student, teacher)[1], plain)
+    errors = []
+    for small in (1e-2, 1e-4):
+        _, power = local(config(shaping="power", shaping_value=small), student, teacher)
+        errors.append(float((power / small - plain).abs().max()))
+    assert errors[1] < errors[0] / 50
+
+
+@pytest.mark.parametrize("baseline", ["kl", "kl_top_k"])
+def test_a_baseline_leaves_the_mean_and_lowers_the_variance(baseline):
+    """vOPD: b · ∇log p(y) has mean 0 for any b that does not see y; with b = KL the second moment falls."""
+    student, teacher = logits_pair(20)
+    plain, lowered = config(support="sampled"), config(support="sampled", baseline=baseline)
+    value, gradient = expectation_over_samples(lowered, student, teacher)
+    wanted_value, wanted = expectation_over_samples(plain, student, teacher)
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=EXACT)
+    torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
+
+    def second_moment(spec):
+        p, total = student.softmax(-1), 0.0
+        for y in range(VOCABULARY):
+            _, g = local(spec, student, teacher, sampled=torch.full((POSITIONS,), y))
+            total += float((p[:, y] * (g**2).sum(-1)).sum())
+        return total
+
+    assert second_moment(lowered) < 0.9 * second_moment(plain)
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [({"shaping": "clip", "estimator": "exact"}, "score_function"), ({"shaping": "power", "divergence": "js"}, "reverse_kl"),
+     ({"shaping": "floor", "shaping_value": 1.5}, "shaping_value < 1"), ({"baseline": "kl"}, "sampled")],
+)  # fmt: skip
+def test_shapes_and_baselines_that_act_on_nothing_are_refused(keys, words):
+    with pytest.raises(ValidationError, match=words):
+        config(**keys)
+
+
+def test_a_baseline_says_what_it_needs():
+    assert Objective(config(support="sampled", baseline="kl")).teacher_needs.full
+    needs = Objective(config(support="sampled", baseline="kl_top_k")).teacher_needs
+    assert needs == Needs(sampled=True, at_ids=True)
+    assert Objective(config(support="sampled", baseline="kl_top_k")).student_needs.top_k == K
+
+
 # --- top-k --------------------------------------------------------------------------------------------------
 
 

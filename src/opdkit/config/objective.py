@@ -26,6 +26,8 @@ Divergence = Literal["reverse_kl", "forward_kl", "js", "skewed_reverse_kl", "ske
 Normalisation = Literal["none", "weights", "both", "tail_bucket", "tail_sampled"]
 Estimator = Literal["score_function", "exact"]
 Weights = Literal["student", "teacher", "uniform"]
+Shaping = Literal["none", "clip", "log", "power", "floor"]
+Baseline = Literal["none", "kl", "kl_top_k"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The released code of arXiv 2604.13016: weights renormalised over the student's top 16, log-ratio not.
@@ -95,6 +97,15 @@ class ObjectiveConfig(Record):
     weights: Weights = "student"
     """Candidate weights of the score function: student's or teacher's probability, or uniform."""
 
+    shaping: Shaping = "none"
+    """What is done to log q − log p before it trains: `clip` to ± value nats, `log` sign·log(1+|A|), `power` qᵃ − pᵃ,
+    `floor` at log(λ/(1−λ)). Bounded signals, biased ones."""
+    shaping_value: float | None = Field(default=None, gt=0)
+    """Nats of `clip`, exponent of `power`, λ of `floor` (below 1); unset: 5, 5, .17."""
+    baseline: Baseline = "none"
+    """For `sampled`: add the position's detached KL(p‖q) to the advantage, which does not change its mean and lowers its
+    variance (vOPD, arXiv 2605.07865): over the vocabulary (`kl`) or the student's top k (`kl_top_k`)."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
@@ -121,6 +132,7 @@ class ObjectiveConfig(Record):
                 'normalisation = "both" over one token is identically 0, Eq. 5 at k = 1: both distributions '
                 'are 1 there (use normalisation = "weights", or k >= 2)'
             )
+        self._refuse_shapes()
         if self.normalisation.startswith("tail"):
             self._refuse_tails()
         if self.weights != "student" and (
@@ -141,6 +153,21 @@ class ObjectiveConfig(Record):
                 'weight the token by the unbounded ratio q/p (use divergence = "reverse_kl")'
             )
         return self
+
+    def _refuse_shapes(self) -> None:
+        """Shaping acts on the advantage of the reverse KL; a baseline on the sampled token's."""
+        if self.shaping != "none" and (self.estimator != "score_function" or self.divergence != "reverse_kl"):
+            raise ValueError(
+                f'shaping = "{self.shaping}" acts on the advantage log q − log p, which only the score function of '
+                'the reverse KL has (use estimator = "score_function" and divergence = "reverse_kl")'
+            )
+        if self.shaping == "floor" and self.shaping_value is not None and self.shaping_value >= 1.0:
+            raise ValueError("shaping_value is a mixture share for the floor (use shaping_value < 1)")
+        if self.baseline != "none" and self.support != "sampled":
+            raise ValueError(
+                f'baseline = "{self.baseline}" lowers the variance of one sampled token; a set of candidates has none '
+                '(use support = "sampled")'
+            )
 
     def _refuse_tails(self) -> None:
         """A tail is what a set leaves out, and the sampled token stands for it in one estimator only."""
@@ -171,8 +198,8 @@ class ObjectiveConfig(Record):
 
     @property
     def of_student(self) -> bool:
-        """Whether the set is made of the student's top k, alone or with the teacher's."""
-        return self.support in STUDENT_SETS
+        """Whether the student's top k is compared, alone or with the teacher's, or for a baseline."""
+        return self.support in STUDENT_SETS or self.baseline == "kl_top_k"
 
     @property
     def of_teacher(self) -> bool:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.objectives.divergence import DIVERGENCES
+from opdkit.objectives.shaping import shaped
 from opdkit.support import ColumnDist, Dist, choose
 from opdkit.types import Batch, Needs, Signal, Support
 
@@ -61,7 +62,7 @@ class Objective:
             sampled=self._sampled,
             top_k=self.spec.k if self.spec.of_student else 0,
             at_ids=self.spec.of_teacher,
-            full=kind == "full",
+            full=kind == "full" or self.spec.baseline == "kl",
         )
 
     @property
@@ -71,7 +72,7 @@ class Objective:
             sampled=self._sampled,
             top_k=self.spec.k if self.spec.of_teacher else 0,
             at_ids=self.spec.of_student and kind != "overlap",  # shared tokens are in its own list
-            full=kind == "full",
+            full=kind == "full" or self.spec.baseline == "kl",
         )
 
     def prepare(self, batch: Batch) -> Signal:
@@ -99,7 +100,7 @@ class Objective:
         """Loss per position, in nats: the divergence's value over the support, the estimator's gradient."""
         p, q, keep = self._columns(student, teacher, support)
         if self.spec.support == "sampled":
-            return _one_sample(p, q)
+            return self._one_sample(p, q, student, teacher)
         if self.spec.normalisation == "tail_sampled":
             return self._score_function(p, q, keep) + self._outside(student, teacher, support)
         if self.spec.estimator == "exact":
@@ -138,7 +139,7 @@ class Objective:
         p, q = torch.where(held, 0.0, student.sampled), torch.where(held, 0.0, teacher.sampled)
         terms, old, theirs = DIVERGENCES[self.spec.divergence], p.detach(), q.detach()
         value = terms.value(old, theirs, self.spec.shape) / old.exp()
-        surrogate = -terms.advantage(old, theirs, self.spec.shape) * p
+        surrogate = -self._shaped(terms.advantage(old, theirs, self.spec.shape), old, theirs) * p
         return torch.where(held, 0.0, value + surrogate - surrogate.detach())
 
     def _value(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, " N"]:
@@ -151,14 +152,42 @@ class Objective:
     def _score_function(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, " N"]:
         """Value of the weighted divergence, gradient −Σ w·advantage·∇log p with w and advantage detached."""
         old, teacher = p.detach(), q.detach()
-        advantage = DIVERGENCES[self.spec.divergence].advantage(old, teacher, self.spec.shape)
+        advantage = self._shaped(
+            DIVERGENCES[self.spec.divergence].advantage(old, teacher, self.spec.shape), old, teacher
+        )
         weight = self._weights(old, teacher, keep)
         surrogate = _kept_sum(-weight * advantage * p, keep)
         if self.spec.weights == "student":
             value = self._value(old, teacher, keep)
         else:
-            value = _kept_sum(-weight * advantage, keep)
+            value = _kept_sum(-weight * (teacher - old), keep)
         return value + surrogate - surrogate.detach()
+
+    def _one_sample(
+        self, p: Float[Tensor, "N 1"], q: Float[Tensor, "N 1"], student: Dist, teacher: Dist
+    ) -> Float[Tensor, " N"]:
+        """Eq. 3: value log p(y) − log q(y), gradient −(log q − log p)·∇log p(y); its mean over y is ∇KL(p‖q).
+
+        A baseline b adds b·∇log p(y) of mean 0.
+        """
+        old, theirs = p.detach(), q.detach()
+        advantage = self._shaped(theirs - old, old, theirs)[:, 0] + self._baseline(student, teacher)
+        surrogate = -advantage * p[:, 0]
+        return (old - theirs)[:, 0] + surrogate - surrogate.detach()
+
+    def _baseline(self, student: Dist, teacher: Dist) -> Float[Tensor, " N"] | float:
+        """KL(p‖q) of the position, detached: the mean of what the sampled token's advantage is the negative of (vOPD)."""
+        if self.spec.baseline == "none":
+            return 0.0
+        if self.spec.baseline == "kl":
+            p, q = student.full.detach(), teacher.full.detach()
+        else:
+            ids = student.topk(self.spec.k)[0]
+            p, q = student.at(ids).detach(), teacher.at(ids).detach()
+        return (p.exp() * (p - q)).sum(-1)
+
+    def _shaped(self, advantage: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        return shaped(self.spec.shaping, advantage, p, q, self.spec.shaping_value)
 
     def _weights(self, p: Tensor, q: Tensor, keep: Tensor | None) -> Float[Tensor, "N S"]:
         """Candidate weights: student p, teacher q or uniform; over kept slots they sum to 1 unless `none`."""
@@ -166,13 +195,6 @@ class Objective:
         if self.spec.normalisation in ("none", "tail_bucket", "tail_sampled"):
             return logits.exp()
         return _renormalise(logits, keep).exp()
-
-
-def _one_sample(p: Float[Tensor, "N 1"], q: Float[Tensor, "N 1"]) -> Float[Tensor, " N"]:
-    """Eq. 3: value log p(y) − log q(y), gradient −(log q − log p)·∇log p(y); its mean over y is ∇KL(p‖q)."""
-    log_ratio = (p - q).detach()[:, 0]
-    surrogate = log_ratio * p[:, 0]
-    return log_ratio + surrogate - surrogate.detach()
 
 
 def _renormalise(logp: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tensor, "N S"]:
