@@ -508,6 +508,32 @@ def test_a_baseline_says_what_it_needs():
     assert Objective(config(support="sampled", baseline="kl_top_k")).student_needs.top_k == K
 
 
+@pytest.mark.parametrize("preset", ["paper", "paper-eq5", "sampled", "full"])
+def test_the_gated_forward_kl_acts_where_the_teacher_is_unsure(preset):
+    """EOPD: the objective's own gradient, and α ∇KL(q̄‖p) over the teacher's top k where H(q) > τ; nothing elsewhere."""
+    student, teacher = logits_pair(21)
+    teacher = teacher * torch.tensor([0.2, 4.0, 1.0, 6.0, 0.5], dtype=torch.float64)[:, None]
+    keys = {"preset": preset} | ({} if preset in ("full", "sampled") else {"k": K})
+    own_value, own = local(ObjectiveConfig(**keys), student, teacher)
+    spec = ObjectiveConfig(**keys, forward_gate=0.5, gate_k=3, gate_entropy=1.0)
+    value, gradient = local(spec, student, teacher)
+    q = teacher.softmax(-1)
+    unsure = [-float((row * row.log()).sum()) > 1.0 for row in q]
+    assert 0 < sum(unsure) < POSITIONS
+
+    def forward(p, n):
+        S = sorted(range(VOCABULARY), key=lambda v: -float(q[n, v]))[:3]
+        total = sum(float(q[n, v]) for v in S)
+        kl = sum(float(q[n, v]) / total * (math.log(float(q[n, v]) / total) - p[v].log()) for v in S)
+        return 0.5 * kl if unsure[n] else 0.0 * p.sum()
+
+    torch.testing.assert_close(gradient - own, gradient_of(forward, student), rtol=0, atol=EXACT)
+    wanted = torch.stack([forward(row, n) for n, row in enumerate(student.softmax(-1))])
+    torch.testing.assert_close(value - own_value, wanted, rtol=0, atol=EXACT)
+    needs = Objective(spec).teacher_needs
+    assert needs.entropy and needs.top_k >= 3 and not Objective(spec).columns_only
+
+
 # --- top-k --------------------------------------------------------------------------------------------------
 
 

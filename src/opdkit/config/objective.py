@@ -106,6 +106,14 @@ class ObjectiveConfig(Record):
     """For `sampled`: add the position's detached KL(p‖q) to the advantage, which does not change its mean and lowers its
     variance (vOPD, arXiv 2605.07865): over the vocabulary (`kl`) or the student's top k (`kl_top_k`)."""
 
+    forward_gate: float = Field(default=0.0, ge=0)
+    """Add this times a forward KL on the teacher's `gate_k` likeliest tokens where its entropy is above `gate_entropy`:
+    the reverse KL alone leaves students too sure there (EOPD, arXiv 2603.07079: 1, 16 and .8 nats)."""
+    gate_k: int = Field(default=16, ge=1)
+    """Tokens of the gated forward KL."""
+    gate_entropy: float = Field(default=0.8, ge=0)
+    """Nats of the teacher's entropy above which it acts."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:

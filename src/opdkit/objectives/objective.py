@@ -3,15 +3,14 @@
 Two halves. `prepare(batch)` sees the whole step and returns only what couples positions (`Signal`).
 `local(…)` is pure and positionwise; it runs inside the head's chunks: nothing it needs is larger than one.
 
-With support S_t, P_S = Σ_S p and Q_S = Σ_S q, the three ways to weigh are (p, q over the whole vocabulary)
+With support S_t, P_S = Σ_S p and Q_S = Σ_S q, the ways to weigh are (p, q over the whole vocabulary)
 
     normalisation   weights w(v)   log-ratio inside the advantage   log-prob that is pushed
     none            p(v)           log q − log p                    log p
     weights         p(v) / P_S     log q − log p                    log p    the released code, preset paper
     both            p(v) / P_S     log q̄ − log p̄                    log p̄    Eq. 5: p̄, q̄ sum to 1 over S
-
-    tail_bucket     p(v)           log q − log p; one slot more    log p             p, q outside S as one token
-    tail_sampled    p(v)           log q − log p                    log p             y outside S, weight 1: unbiased (TT-OPD)
+    tail_bucket     p(v)           log q − log p                    log p    and one slot more, all that is outside S
+    tail_sampled    p(v)           log q − log p                    log p    and y where it is outside S, weight 1
 
 `score_function` has the gradient −Σ_S w(v)·advantage(v)·∇log p(v), weight and advantage detached, K terms per
 position (one scalar per position times ∇log p(y_t) would have zero mean). `exact` differentiates the value.
@@ -49,7 +48,8 @@ class Objective:
     @property
     def columns_only(self) -> bool:
         """Both sides renormalised on a set: the normaliser over V cancels, log p̄ = z − logsumexp_S z."""
-        return self.spec.normalisation == "both" and self.spec.support in ("student_top_k", "teacher_top_k")
+        sets = self.spec.support in ("student_top_k", "teacher_top_k")
+        return self.spec.normalisation == "both" and sets and self.spec.forward_gate == 0.0
 
     @property
     def _sampled(self) -> bool:
@@ -61,16 +61,18 @@ class Objective:
         return Needs(
             sampled=self._sampled,
             top_k=self.spec.k if self.spec.of_student else 0,
-            at_ids=self.spec.of_teacher,
+            at_ids=self.spec.of_teacher or self.spec.forward_gate > 0.0,
             full=kind == "full" or self.spec.baseline == "kl",
         )
 
     @property
     def teacher_needs(self) -> Needs:
         kind = self.spec.support
+        gated = self.spec.forward_gate > 0.0
         return Needs(
             sampled=self._sampled,
-            top_k=self.spec.k if self.spec.of_teacher else 0,
+            top_k=max(self.spec.k if self.spec.of_teacher else 0, self.spec.gate_k if gated else 0),
+            entropy=gated,
             at_ids=self.spec.of_student and kind != "overlap",  # shared tokens are in its own list
             full=kind == "full" or self.spec.baseline == "kl",
         )
@@ -98,6 +100,18 @@ class Objective:
 
     def local(self, student: Dist, teacher: Dist, support: Support) -> Float[Tensor, " N"]:
         """Loss per position, in nats: the divergence's value over the support, the estimator's gradient."""
+        loss = self._set_loss(student, teacher, support)
+        return loss if self.spec.forward_gate == 0.0 else loss + self._gated_forward(student, teacher)
+
+    def _gated_forward(self, student: Dist, teacher: Dist) -> Float[Tensor, " N"]:
+        """EOPD: α Σ_{TopK(q)} q̄ (log q̄ − log p) where H(q) > τ, 0 elsewhere; its gradient is exact."""
+        ids, logq = teacher.topk(self.spec.gate_k)
+        target = logq.log_softmax(-1).detach()
+        forward = (target.exp() * (target - student.at(ids))).sum(-1)
+        return torch.where(teacher.entropy > self.spec.gate_entropy, self.spec.forward_gate * forward, 0.0)
+
+    def _set_loss(self, student: Dist, teacher: Dist, support: Support) -> Float[Tensor, " N"]:
+        """The part on the support."""
         p, q, keep = self._columns(student, teacher, support)
         if self.spec.support == "sampled":
             return self._one_sample(p, q, student, teacher)

@@ -178,6 +178,8 @@ def _widths(config: Config) -> dict[str, int]:
     wide = {"diagnostics.k": config.diagnostics.k, "sampling.top_k": config.sampling.top_k}
     if config.objective.of_student or config.objective.of_teacher:
         wide = {"objective.k": config.objective.k, **wide}
+    if config.objective.forward_gate > 0.0:
+        wide = {"objective.gate_k": config.objective.gate_k, **wide}
     return wide
 
 
