@@ -42,9 +42,9 @@ def main() -> int:
 
 
 def install(folder: Path) -> Path:
-    """The environment's Python. Installs again when the requirements changed since."""
+    """The environment's Python. Installs again when the requirements, or opdkit's own, changed since."""
     python, stamp = folder.absolute() / "bin" / "python", folder / "installed.txt"
-    wanted = REQUIREMENTS.read_text()
+    wanted = REQUIREMENTS.read_text() + (HERE.parent / "pyproject.toml").read_text()
     if not (stamp.is_file() and stamp.read_text() == wanted):
         print(f"installing TRL and opdkit into {folder} (once)", file=sys.stderr)
         if not python.is_file():

@@ -38,15 +38,15 @@ def main() -> int:
 
 
 def install(folder: Path) -> Path:
-    """The environment's Python. Installs again when the requirements changed since."""
+    """The environment's Python. Installs again when the requirements, or opdkit's own, changed since."""
     python, stamp = folder.absolute() / "bin" / "python", folder / "installed.txt"
-    wanted = REQUIREMENTS.read_text()
+    wanted = REQUIREMENTS.read_text() + (ROOT / "pyproject.toml").read_text()
     if not (stamp.is_file() and stamp.read_text() == wanted):
         print(f"installing vLLM (CPU) and opdkit into {folder} (once)", file=sys.stderr)
         if not python.is_file():
             venv.create(folder, with_pip=True)
         pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        first = [line for line in wanted.splitlines() if line.startswith("torch==")]
+        first = [line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch==")]
         subprocess.run([*pip, "install", *first], check=True)  # before what would bring its CUDA build
         subprocess.run([*pip, "install", "-r", REQUIREMENTS], check=True)
         subprocess.run([*pip, "uninstall", "--yes", *UNUSED], check=True)
