@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from opdkit.config import PRESETS, Config
+from opdkit.config import RECIPES, Config
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 COMMANDS = ("demo", "train", "eval", "report", "serve", "study build")
@@ -107,12 +107,17 @@ def cell(text: str) -> str:
 
 
 def preset_table() -> str:
-    keys = ("support", "k", "divergence", "normalisation", "estimator", "weights")
-    rows = [f"| preset | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    rows += [
-        f"| `{name}` | {' | '.join(str(preset[key]) for key in keys)} |" for name, preset in PRESETS.items()
-    ]
+    """Preset → what it is and sets, what its gradient is, what the teacher sends, where it comes from."""
+    rows = ["| preset | what | sets | gradient | teacher sends | source | not in it |", "|---" * 7 + "|"]
+    for name, recipe in RECIPES.items():
+        keys = ", ".join(f"{key} = {value}" for key, value in recipe.keys.items() if value not in _USUAL)
+        cells = (recipe.what, keys, recipe.gradient, recipe.cost, recipe.source, recipe.without)
+        rows.append(f"| `{name}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
+
+
+_USUAL = ("reverse_kl", "student", "none", "score_function")
+"""Left out of the table: reverse KL, the student's weights, raw probabilities, the score function."""
 
 
 def help_text(command: str) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from opdkit.config import PRESETS, ObjectiveConfig
+from opdkit.config import PRESETS, RECIPES, ObjectiveConfig
 from opdkit.config.objective import Divergence, Estimator, Normalisation, SupportKind, Weights
 from opdkit.objectives import Objective
 from opdkit.support import ColumnDist, RowDist, StoredDist, choose
@@ -697,7 +697,29 @@ def test_over_the_full_vocabulary_k_is_not_read_so_one_is_no_obstacle():
 def test_needs_of_the_presets(preset, student, teacher):
     objective = Objective(ObjectiveConfig(preset=preset))
     assert (objective.student_needs, objective.teacher_needs) == (student, teacher)
-    assert set(PRESETS) == {"paper", "paper-eq5", "sampled", "full"}
+
+
+UNBIASED = {"sampled": "reverse_kl", "full": "reverse_kl", "tt-opd": "reverse_kl", "vopd": "reverse_kl"}
+EXACT_OF_ANOTHER = {"gkd": "js", "distillm": "skewed_reverse_kl"}
+BIASED = {"paper", "paper-eq5", "teacher-top-k", "power-opd", "reopold", "eopd"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_biased_or_not_as_its_record_says(preset):
+    """Over the draw of y, against the full vocabulary's gradient of the divergence that the record names."""
+    assert set(PRESETS) == {*UNBIASED, *EXACT_OF_ANOTHER, *BIASED}
+    student, teacher = logits_pair(22)
+    wide = {"k": 3, "gate_k": 3} if preset not in ("sampled", "full") else {}
+    spec = ObjectiveConfig(preset=preset, **wide)
+    _, gradient = expectation_over_samples(spec, student, teacher)
+    divergence = EXACT_OF_ANOTHER.get(preset, "reverse_kl")
+    whole = config(support="full", divergence=divergence, beta=spec.beta, skew=spec.skew)
+    error = float((gradient - local(whole, student, teacher)[1]).abs().max())
+    says = RECIPES[preset].gradient
+    if preset in BIASED:
+        assert error > 1e-3 and (says.startswith("biased") or preset == "eopd")
+    else:
+        assert error < EXACT and says.startswith(("unbiased", "exact"))
 
 
 def test_needs_of_the_teachers_top_k():

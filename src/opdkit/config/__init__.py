@@ -10,7 +10,8 @@ from opdkit.config.models import (
     ServerTeacher,
     TeacherConfig,
 )
-from opdkit.config.objective import PRESETS, ObjectiveConfig
+from opdkit.config.objective import ObjectiveConfig
+from opdkit.config.presets import PRESETS, RECIPES
 from opdkit.config.records import (
     Config,
     DiagnosticsConfig,
@@ -35,6 +36,7 @@ from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig,
 
 __all__ = [
     "PRESETS",
+    "RECIPES",
     "Config",
     "DiagnosticsConfig",
     "EvalConfig",

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from opdkit.config.objective import PRESETS
+from opdkit.config.presets import PRESETS
 from opdkit.config.records import Config
 from opdkit.types import UserError
 

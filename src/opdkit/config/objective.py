@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from opdkit.config.base import Record
+from opdkit.config.presets import PRESETS, Preset
 
 SupportKind = Literal[
     "sampled",
@@ -29,51 +30,12 @@ Weights = Literal["student", "teacher", "uniform"]
 Shaping = Literal["none", "clip", "log", "power", "floor"]
 Baseline = Literal["none", "kl", "kl_top_k"]
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # The released code of arXiv 2604.13016: weights renormalised over the student's top 16, log-ratio not.
-    "paper": {
-        "support": "student_top_k",
-        "k": 16,
-        "divergence": "reverse_kl",
-        "normalisation": "weights",
-        "estimator": "score_function",
-        "weights": "student",
-    },
-    # Eq. 5 of the paper: both distributions renormalised over the student's top 16, differentiated directly.
-    "paper-eq5": {
-        "support": "student_top_k",
-        "k": 16,
-        "divergence": "reverse_kl",
-        "normalisation": "both",
-        "estimator": "exact",
-        "weights": "student",
-    },
-    # Eq. 3: one log-ratio at the sampled token as the advantage of a policy gradient; unbiased.
-    "sampled": {
-        "support": "sampled",
-        "k": 1,
-        "divergence": "reverse_kl",
-        "normalisation": "none",
-        "estimator": "score_function",
-        "weights": "student",
-    },
-    # Eq. 4: the whole vocabulary, differentiated.
-    "full": {
-        "support": "full",
-        "k": 1,
-        "divergence": "reverse_kl",
-        "normalisation": "none",
-        "estimator": "exact",
-        "weights": "student",
-    },
-}
-
 
 class ObjectiveConfig(Record):
     """Which tokens are compared, by which divergence, through which estimator, with which weight."""
 
-    preset: Literal["paper", "paper-eq5", "sampled", "full"] = "paper"
-    """Where the other keys come from unless they are given: `paper`, `paper-eq5`, `sampled` or `full`."""
+    preset: Preset = "paper"
+    """Where the other keys come from unless they are given; the published recipes are in the table of presets."""
     support: SupportKind = "student_top_k"
     """The token set per position: `sampled`; the `student_top_k`, the `teacher_top_k`, their `overlap`, `union` or
     `symmetric_difference`; `student_mass`, the fewest tokens that hold a share of the student's mass; `full`."""
