@@ -743,6 +743,17 @@ def test_ids_that_came_with_the_batch_serve_only_the_support_they_were_chosen_fo
         assert (chosen is given) == used
 
 
+def test_a_window_trains_the_first_tokens_of_every_response():
+    trained = torch.tensor([True, True, True, False, True])
+    depth = torch.tensor([0, 1, 2, 0, 1])
+    zeros = torch.zeros(5, dtype=torch.long)
+    batch = Batch(
+        rollouts=(), scores={}, row=zeros, depth=depth, sampled_ids=zeros, trained=trained, measured=trained
+    )
+    assert Objective(config(window=2)).prepare(batch).weight.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert Objective(config()).prepare(batch).weight.tolist() == trained.float().tolist()
+
+
 def test_the_weight_of_a_position_is_one_where_it_trains_and_zero_elsewhere():
     trained = torch.tensor([True, False, True])
     zeros = torch.zeros(3, dtype=torch.long)

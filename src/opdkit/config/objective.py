@@ -68,6 +68,9 @@ class ObjectiveConfig(Record):
     """For `sampled`: add the position's detached KL(p‖q) to the advantage, which does not change its mean and lowers its
     variance (vOPD, arXiv 2605.07865): over the vocabulary (`kl`) or the student's top k (`kl_top_k`)."""
 
+    window: int = Field(default=0, ge=0)
+    """Only the first so many response tokens train; 0 = all. The mean is still over all of them. Later tokens are worse
+    supervised (arXiv 2604.13016, 6; 2605.27028), and this is the plainest answer."""
     forward_gate: float = Field(default=0.0, ge=0)
     """Add this times a forward KL on the teacher's `gate_k` likeliest tokens where its entropy is above `gate_entropy`:
     the reverse KL alone leaves students too sure there (EOPD, arXiv 2603.07079: 1, 16 and .8 nats)."""

@@ -78,8 +78,11 @@ class Objective:
         )
 
     def prepare(self, batch: Batch) -> Signal:
-        """One weight per packed response position: 1 where the token is trained on, 0 elsewhere."""
-        return Signal(weight=batch.trained.to(torch.float32))
+        """One weight per packed response position: 1 where the token is trained on, 0 elsewhere and beyond the window."""
+        counted = batch.trained
+        if self.spec.window:
+            counted = counted & (batch.depth < self.spec.window)
+        return Signal(weight=counted.to(torch.float32))
 
     def support(
         self, student: Dist, teacher: Dist, *, sampled_ids: Tensor, given: Support | None = None
