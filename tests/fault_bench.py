@@ -117,7 +117,7 @@ class Bench:
         self.student = open_model(self.config.student, device=self.world.device, rows=self.plan.rows)
         self.start = {name: t.clone() for name, t in self.student.model.state_dict().items()}
         teacher, _ = open_teacher(
-            self.config, self.plan.teacher, rows=self.plan.rows, device=self.world.device, student=self.student, saved=None
+            self.config, self.plan.teacher, rows=self.plan.rows, device=self.world.device, student=self.student
         )  # fmt: skip
         self.teacher: Any = teacher
         self.rollouts = self._drawn(step=0)

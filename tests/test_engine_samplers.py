@@ -226,6 +226,17 @@ def test_a_run_whose_weights_do_not_arrive_is_stopped_saved_and_told(shop, tmp_p
         assert said.code == 0 and len(metrics()) == 3, said.err
 
 
+def test_weights_that_did_not_arrive_are_not_examined(shop, tmp_path, capfd, monkeypatch):
+    """Also after the last step: the number would be of the weights before."""
+    monkeypatch.chdir(tmp_path)
+    exam = (f"task.eval_path={shop / 'sums.jsonl'}", "task.grader=exact", "eval.responses=1")
+    with fake_server(shop / "untied", defect="nothing") as url:
+        said = opd(capfd, *train(shop, url, "steps=1", *exam))
+    assert said.code == 1 and "stopped after step 1" in said.err
+    assert Path("runs/r/checkpoints/step_1/manifest.json").is_file()
+    assert [json.loads(row)["step"] for row in Path("runs/r/eval.jsonl").read_text().splitlines()] == [0]
+
+
 def test_an_engine_that_is_not_there_or_is_another_is_said_before_the_run_begins(
     shop, tmp_path, capfd, monkeypatch
 ):

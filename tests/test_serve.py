@@ -62,16 +62,19 @@ def test_a_frame_comes_back_as_it_went(shape, dtype, note):
 
 @settings(max_examples=300)
 @given(data=st.data())
-def test_a_damaged_frame_is_refused_or_is_another_frame_never_a_crash(data):
+def test_a_damaged_frame_is_refused(data):
     frame = bytearray(pack({"request": 1}, {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}))
+    whole = bytes(frame)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(frame) - 1))
         frame[at] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(frame)))
-    try:
-        unpack(bytes(frame[:cut]))
-    except FrameError:
+    damaged = bytes(frame[:cut])
+    if damaged == whole:
+        unpack(damaged)
         return
+    with pytest.raises(FrameError):
+        unpack(damaged)
 
 
 @pytest.mark.parametrize(

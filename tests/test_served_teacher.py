@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from commands import opd
 from models import tiny_loaded, tiny_tokenizer
-from opdkit.config import ModelConfig, Patience, ServerTeacher
+from opdkit.config import Config, ModelConfig, Patience, ServerTeacher
 from opdkit.engines import probe as probing
 from opdkit.engines.client import Endpoint, EngineError, Refused
 from opdkit.engines.dialects import Facts
@@ -26,6 +26,8 @@ from opdkit.engines.served import Sentinel, ServedTeacher
 from opdkit.models.head import read
 from opdkit.models.load import open_model
 from opdkit.models.teacher import LocalTeacher
+from opdkit.train.plan import make_plan
+from opdkit.train.teachers import open_teacher
 from opdkit.types import Needs, Prompt, Rollout, Scores, UserError
 from serving import fake_server, own_server, save_tiny
 
@@ -451,6 +453,19 @@ def test_a_larger_vocabulary_is_cut_to_the_shared_one(shop, tmp_path, capfd, mon
     assert said.code == 0, said.err
     assert opd(capfd, *_train(shop, None, f"teacher={folder}", run="runs/local")).code == 0
     assert losses("runs/served") == pytest.approx(losses("runs/local"), abs=1e-6)
+
+
+def test_a_routed_teacher_has_the_dtype_that_was_asked_for(shop):
+    teachers = {"sums": {"type": "local", "model": str(shop / "teacher"), "dtype": "bfloat16"}}
+    config = Config.model_validate(
+        {"student": {"model": str(shop / "student")}, "task": {"type": "file", "path": "nothing"},
+         "teacher": {"type": "router", "teachers": teachers}}
+    )  # fmt: skip
+    plan, student = make_plan(config), open_model(config.student, device=torch.device("cpu"))
+    router, _ = open_teacher(
+        config, plan.teacher, rows=plan.rows, device=torch.device("cpu"), student=student
+    )
+    assert isinstance(router, Router) and router.teachers["sums"].loaded.model.dtype == torch.bfloat16
 
 
 def test_a_router_in_a_run_tells_of_each_teacher(own, shop, tmp_path, capfd, monkeypatch):

@@ -12,8 +12,9 @@ import ipaddress
 import os
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -41,6 +42,15 @@ class Refused(EngineError):
     def __init__(self, message: str, *, hint: str, status: int, said: str):
         super().__init__(message, hint=hint)
         self.status, self.said = status, said
+
+
+@contextmanager
+def before_the_run() -> Iterator[None]:
+    """What a server does wrong before anything has begun is the user's input to mend: an EngineError becomes a UserError."""
+    try:
+        yield
+    except EngineError as error:
+        raise UserError(str(error), hint=error.hint) from None
 
 
 @dataclass(frozen=True)

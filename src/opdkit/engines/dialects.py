@@ -36,6 +36,7 @@ class Facts:
     max_top_k: int
     offers: Needs
     tempered: bool  # whether it divides logits by a temperature
+    tokenizer: str = ""  # folder or Hub id that the user named for it, where it does not say
     dtype: str = "float32"
 
 

@@ -13,9 +13,8 @@ from opdkit.config import SamplingConfig
 from opdkit.engines.client import EngineError
 from opdkit.models.draw import stream_key
 from opdkit.models.load import LoadedModel
-from opdkit.types import Needs, Prompt, Rollout, UserError
+from opdkit.types import Prompt, Rollout, UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 BANNED = -100.0  # logit bias of embedding rows that no tokenizer knows: e⁻¹⁰⁰ is nothing in float32
 
 
@@ -93,7 +92,6 @@ def rollouts_of(
     sampling: SamplingConfig,
     stops: Sequence[int],
     *,
-    needs: Needs,
     loaded: LoadedModel,
     sampler: Any,
 ) -> list[Rollout]:

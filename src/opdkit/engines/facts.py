@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.config import ModelConfig, ServerTeacher
-from opdkit.engines.client import Endpoint, EngineError, Refused, token
+from opdkit.engines.client import Endpoint, Refused, before_the_run, token
 from opdkit.engines.dialects import Facts
 from opdkit.models.load import (
     fingerprint,
-    first_differences,
     open_config,
     open_tokenizer,
+    shared_ids,
     shared_rows,
     vocabulary_rows,
 )
@@ -32,10 +32,8 @@ def endpoint_of(cfg: ServerTeacher) -> Endpoint:
 def ask_facts(cfg: ServerTeacher) -> Facts:
     """UserError where nobody answers, something else does, or vLLM's tokenizer cannot be known."""
     endpoint = endpoint_of(cfg)
-    try:
+    with before_the_run():
         return _vllm(cfg, endpoint) if _api(cfg, endpoint) == "vllm" else _opd(cfg, endpoint)
-    except EngineError as error:
-        raise UserError(str(error), hint=error.hint) from None
 
 
 def _api(cfg: ServerTeacher, endpoint: Endpoint) -> str:
@@ -76,11 +74,7 @@ def _opd(cfg: ServerTeacher, endpoint: Endpoint) -> Facts:
 
 def _vllm(cfg: ServerTeacher, endpoint: Endpoint) -> Facts:
     """vLLM names its model; the tokenizer is the user's word, compared on a few texts."""
-    try:
-        card = _object(endpoint.one("/v1/models"), cfg.url)["data"][0]
-        name, length, root = str(card["id"]), int(card["max_model_len"]), card.get("root")
-    except (KeyError, IndexError, ValueError, TypeError):
-        raise UserError(f"{cfg.url}/v1/models names no model", hint="check teacher.url") from None
+    name, length, root = named_model(endpoint)
     model = ModelConfig(model=_model(cfg, root), revision=cfg.revision)
     tokenizer, config = open_tokenizer(model), open_config(model)
     _same_tokenizer(tokenizer, endpoint, name)
@@ -98,6 +92,7 @@ def _vllm(cfg: ServerTeacher, endpoint: Endpoint) -> Facts:
         url=cfg.url,
         api="vllm",
         name=name,
+        tokenizer=model.model,
         fingerprint="",
         weights="",
         rows=rows,
@@ -106,6 +101,19 @@ def _vllm(cfg: ServerTeacher, endpoint: Endpoint) -> Facts:
         offers=Needs(sampled=True, top_k=cap, at_ids=whole, entropy=whole),
         tempered=False,
     )
+
+
+def named_model(endpoint: Endpoint) -> tuple[str, int, Any]:
+    """(name, tokens it takes, where it was loaded from) of what a vLLM server has. UserError where it names none."""
+    try:
+        card = _object(endpoint.one("/v1/models"), endpoint.url)["data"][0]
+        return str(card["id"]), int(card["max_model_len"]), card.get("root")
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{endpoint.url}/v1/models names no model", hint=f"check {endpoint.key}.url"
+        ) from None
 
 
 def _model(cfg: ServerTeacher, root: Any) -> str:
@@ -147,29 +155,16 @@ def top_k_cap(endpoint: Endpoint, name: str, *, rows: int, field: str = "prompt_
 def rows_shared(cfg: ServerTeacher, facts: Facts, *, tokenizer: Any, config: Any) -> int:
     """Leading ids that mean the same to the student (`tokenizer`, `config`) and the served model. UserError where they differ."""
     if facts.api == "vllm":
-        endpoint = endpoint_of(cfg)
-        root = _object(endpoint.one("/v1/models"), cfg.url)["data"][0].get("root")
-        model = ModelConfig(model=_model(cfg, root), revision=cfg.revision)
+        model = ModelConfig(model=facts.tokenizer, revision=cfg.revision)
         return shared_rows(
             tokenizer, open_tokenizer(model), student_config=config, teacher_config=open_config(model)
         )
     own = vocabulary_rows(tokenizer, config)
     if fingerprint(tokenizer) == facts.fingerprint:
         return min(own, facts.rows)
-    theirs = _object(endpoint_of(cfg).one("/vocabulary"), cfg.url)
-    differing = first_differences(tokenizer.get_vocab(), theirs)
-    if differing:
-        raise UserError(
-            f"student and teacher read ids differently: {'; '.join(differing)}",
-            hint="serve a teacher of the student's family, with the same tokenizer",
-        )
-    shared = min(own, facts.rows)
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id >= shared:
-        raise UserError(
-            f"the student's end token {tokenizer.eos_token!r} (id {tokenizer.eos_token_id}) is unknown to the teacher",
-            hint="serve a teacher whose tokenizer has the student's end token",
-        )
-    return shared
+    with before_the_run():
+        theirs = _object(endpoint_of(cfg).one("/vocabulary"), cfg.url)
+    return shared_ids(tokenizer, theirs, ours=own, theirs=facts.rows)
 
 
 def _object(data: bytes, url: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import ServerTeacher
-from opdkit.engines.client import Endpoint, EngineError
+from opdkit.engines.client import Endpoint, EngineError, before_the_run
 from opdkit.engines.dialects import Facts
 from opdkit.engines.served import Sentinel, ServedTeacher, sentinel_rollout
 from opdkit.engines.wire import FrameError, unpack
@@ -23,9 +23,8 @@ from opdkit.models.head import Head
 from opdkit.models.teacher import LocalTeacher
 from opdkit.types import Finding, Needs, Rollout, Scores, UserError
 
-NOISE = {"float32": 1e-3}
+NOISE, HALF_NOISE = 1e-3, 0.3
 """Nats by which a server may differ from itself; half precision on a busy GPU gets more."""
-WIDE_NOISE = 0.3
 FLOOR = 1e-4
 """Least tolerance of the sentinel: log-probs near -10 in float32, summed in another order."""
 
@@ -34,7 +33,7 @@ def start(
     cfg: ServerTeacher, facts: Facts, *, endpoint: Endpoint, rows: int, local: LocalTeacher | None = None
 ) -> tuple[ServedTeacher, Finding]:
     """The teacher, probed. UserError where it fails; the finding tells what was seen."""
-    try:
+    with before_the_run():
         head = fetch_head(endpoint, rows=rows) if cfg.payload == "hidden" else None
         teacher = ServedTeacher(
             endpoint,
@@ -46,8 +45,6 @@ def start(
             head=head,
         )
         numbers = probe(teacher, local=local)
-    except EngineError as error:
-        raise UserError(str(error), hint=error.hint) from None
     return teacher, _told(facts, numbers)
 
 
@@ -73,6 +70,10 @@ def probe(teacher: ServedTeacher, *, local: LocalTeacher | None = None) -> dict[
     return numbers
 
 
+def _noise_allowed(teacher: ServedTeacher) -> float:
+    return NOISE if teacher.facts.dtype in ("float32", "float64") else HALF_NOISE
+
+
 def fetch_head(endpoint: Endpoint, *, rows: int) -> Head:
     """The served model's output head, for hidden states: once per run. Raises EngineError."""
     try:
@@ -95,7 +96,7 @@ def _noise(teacher: ServedTeacher, needs: Needs) -> float:
     among = teacher.score([*others, known], needs=needs)[-1]
     first = teacher.score([known, *others], needs=needs)[0]
     noise = max(_apart(alone, other) for other in (again, among, first))
-    most = NOISE.get(teacher.facts.dtype, WIDE_NOISE)
+    most = _noise_allowed(teacher)
     if not noise <= most:
         raise UserError(
             f"{teacher.facts.url} does not repeat itself: {noise:.3g} nats apart on one sequence, at most {most:g}",
@@ -109,7 +110,7 @@ def _refuse_shift(teacher: ServedTeacher, needs: Needs, *, noise: float) -> None
     prompt, last = len(known.prompt.ids), known.length - 1
     at, before = (_changed(known, prompt + i, by=1) for i in (last, last - 1))
     said, at_said, before_said = (_row(s, last) for s in teacher.score([known, at, before], needs=needs))
-    late, early = _rows_apart(said, at_said), _rows_apart(said, before_said)
+    late, early = (float((said - other).abs().max()) for other in (at_said, before_said))
     bound = max(10 * noise, 1e-4, 2 * teacher.slack)
     if late > bound:
         raise UserError(
@@ -151,7 +152,7 @@ def _against(teacher: ServedTeacher, local: LocalTeacher, needs: Needs) -> float
     for served, own in zip(teacher.score(rows, needs=asked), local.score(rows, needs=asked), strict=True):
         assert served.sampled is not None and own.sampled is not None
         apart = max(apart, float((served.sampled - own.sampled.float().cpu()).abs().max()))
-    most = NOISE.get(teacher.facts.dtype, WIDE_NOISE) + teacher.slack
+    most = _noise_allowed(teacher) + teacher.slack
     if not apart <= most:
         raise UserError(
             f"{teacher.facts.url} and teacher.against differ by {apart:.3g} nats, at most {most:g}: another model is served",
@@ -170,20 +171,10 @@ def _changed(rollout: Rollout, position: int, *, by: int) -> Rollout:
     )
 
 
-def _row(scores: Scores, position: int) -> Scores:
-    """What was said at one position, without the token taken there."""
-    ids, logp = scores.topk_ids, scores.topk_logp
-    assert ids is not None and logp is not None
-    return replace(
-        scores, sampled=None, topk_ids=ids[position : position + 1], topk_logp=logp[position : position + 1]
-    )
-
-
-def _rows_apart(one: Scores, other: Scores) -> float:
-    """Largest difference of log-probs of the shared tokens; the whole of them where the first tokens differ."""
-    assert one.topk_ids is not None and other.topk_ids is not None
-    assert one.topk_logp is not None and other.topk_logp is not None
-    return float((one.topk_logp - other.topk_logp).abs().max())
+def _row(scores: Scores, position: int) -> Tensor:
+    """Log-probs of the most probable tokens at one position."""
+    assert scores.topk_logp is not None
+    return scores.topk_logp[position]
 
 
 def _apart(one: Scores, other: Scores) -> float:

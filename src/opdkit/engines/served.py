@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from opdkit.engines.client import Endpoint, Request
 from opdkit.engines.dialects import Completions, Dialect, Facts, Frames, prompt_of
 from opdkit.engines.replies import SLACK, BadReply, check_scores, contradiction
+from opdkit.models.batching import length_groups
 from opdkit.models.head import Head
 from opdkit.types import Needs, Prompt, Rollout, Scores
 
@@ -43,13 +44,12 @@ class ServedTeacher:
         """`rows` is the vocabulary in use; `head` makes logits of the hidden states that are then asked for."""
         own = facts.api == "opd"
         self.rows = rows
-        self.facts = (
-            replace(facts, rows=rows) if own else facts
-        )  # opd serve normalises over the rows asked for
+        # opd serve normalises over the rows asked for
+        self.facts = replace(facts, rows=rows) if own else facts
         self.endpoint, self.temperature = endpoint, temperature
         self.batch_tokens = batch_tokens
         self.head = None if head is None else head.at_temperature(temperature)
-        self.offers = facts.offers if head is not None else _without_rows(facts.offers)
+        self.offers = facts.offers if head is not None else replace(facts.offers, full=False)
         self.slack = SLACK[values if own else "float32"]
         self.dialect: Dialect = (
             Frames(self.facts, temperature, values) if own else Completions(facts, shared=rows)
@@ -76,7 +76,8 @@ class ServedTeacher:
         """
         assert not needs.unmet(self.offers), needs.unmet(self.offers)
         answered = [i for i, r in enumerate(rollouts) if r.length]
-        groups = self._groups([rollouts[i] for i in answered])
+        lengths = [len(prompt_of(rollouts[i])) + rollouts[i].length for i in answered]
+        groups = length_groups(lengths, budget=self.batch_tokens, slack=self.batch_tokens)
         asked = [self._part([answered[j] for j in group], rollouts, needs, ids) for group in groups]
         bodies = self.endpoint.ask([part.request for part in asked]) if asked else []
         found: dict[int, Scores] = {}
@@ -113,17 +114,6 @@ class ServedTeacher:
             self.sentinel.compare(scores[-1], where=self.endpoint.url)
         return dict(zip(part.rows, scores, strict=False))
 
-    def _groups(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
-        """Neighbours in length together, each group of at most `batch_tokens` padded tokens."""
-        lengths = [len(prompt_of(r)) + r.length for r in rollouts]
-        groups: list[list[int]] = []
-        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if groups and (len(groups[-1]) + 1) * lengths[i] <= self.batch_tokens:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-        return groups
-
     def _nothing(self, needs: Needs, ids: Tensor | None) -> Scores:
         """Of a rollout without a response."""
         empty, wide = torch.empty(0), torch.empty(0, needs.top_k)
@@ -143,21 +133,16 @@ class ServedTeacher:
         )
 
 
+@dataclass(frozen=True)
 class _Part:
     """One request: which of the rollouts, what was asked."""
 
-    def __init__(
-        self,
-        number: int,
-        rows: tuple[int, ...],
-        rollouts: tuple[Rollout, ...],
-        ids: list[Tensor] | None,
-        request: Request,
-        guarded: bool,
-    ):
-        """`guarded`: the token taken is asked for beside the ids, a slot that is known from elsewhere."""
-        self.number, self.rows, self.rollouts, self.ids, self.request = number, rows, rollouts, ids, request
-        self.guarded = guarded
+    number: int
+    rows: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+    ids: list[Tensor] | None
+    request: Request
+    guarded: bool  # the token taken is asked for beside the ids, a slot that is known from elsewhere
 
 
 class Sentinel:
@@ -231,9 +216,3 @@ def sentinel_rollout(rows: int) -> Rollout:
     ids = tuple((7 + 7919 * i) % rows for i in range(count))
     prompt = Prompt(id="sentinel", ids=ids[:SENTINEL_PROMPT])
     return Rollout(prompt=prompt, response_ids=ids[SENTINEL_PROMPT:], finish_reason="length")
-
-
-def _without_rows(offers: Needs) -> Needs:
-    return Needs(
-        sampled=offers.sampled, top_k=offers.top_k, at_ids=offers.at_ids, entropy=offers.entropy, full=False
-    )

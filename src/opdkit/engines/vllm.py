@@ -16,10 +16,10 @@ from torch import Tensor
 
 from opdkit.config import SamplingConfig, VllmSampling
 from opdkit.engines.canary import Canary
-from opdkit.engines.client import EngineError
-from opdkit.engines.drawn import DTYPES, Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
+from opdkit.engines.client import before_the_run
+from opdkit.engines.drawn import Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
 from opdkit.engines.vllm_extension import NAME
-from opdkit.models.load import LoadedModel
+from opdkit.models.load import DTYPES, LoadedModel
 from opdkit.types import Needs, Prompt, Rollout, UserError
 
 
@@ -56,22 +56,23 @@ class VllmSampler:
         self.max_length = min(cfg.max_length or loaded.max_length, loaded.max_length)
         self.offers = Needs(sampled=True, top_k=max(width, 1))
         self.bias = banned_rows(loaded)
-        self.dtype = DTYPES[cfg.dtype or dtype]  # of the engine's weights
+        self.dtype = cfg.dtype or dtype  # of the engine's weights
         self.llm = _engine(
-            cfg, folder, width=width, dtype=cfg.dtype or dtype, reach=self.max_length, revision=revision
+            cfg, folder, width=width, dtype=self.dtype, reach=self.max_length, revision=revision
         )
         try:
-            self.canary = Canary(
-                loaded,
-                self._logps,
-                bound=cfg.canary,
-                start=cfg.canary_start,
-                dtype=cfg.dtype or dtype,
-                room=self.max_length,
-            )
-        except EngineError as error:
+            with before_the_run():
+                self.canary = Canary(
+                    loaded,
+                    self._logps,
+                    bound=cfg.canary,
+                    start=cfg.canary_start,
+                    dtype=self.dtype,
+                    room=self.max_length,
+                )
+        except UserError:
             self.close()
-            raise UserError(str(error), hint=error.hint) from None
+            raise
 
     def sample(
         self,
@@ -93,7 +94,7 @@ class VllmSampler:
         params = [self._params(row, sampling, needs, stops) for row in rows]
         outputs = self.llm.generate(asked, params, use_tqdm=False)
         found = [self._drawn(output, needs) for output in outputs]
-        return rollouts_of(rows, found, sampling, stops, needs=needs, loaded=self.loaded, sampler=self)
+        return rollouts_of(rows, found, sampling, stops, loaded=self.loaded, sampler=self)
 
     def _params(self, row: Row, sampling: SamplingConfig, needs: Needs, stops: Sequence[int]) -> Any:
         from vllm import SamplingParams
@@ -124,9 +125,9 @@ class VllmSampler:
     def sync(self, state: Mapping[str, Tensor] | None, *, version: int) -> None:
         """Publish, forget what was cached under the old weights, ask the canary. CanaryError where it is not well."""
         if state is not None:
-            state = {name: tensor.to(self.dtype) for name, tensor in state.items()}
+            state = {name: tensor.to(DTYPES[self.dtype]) for name, tensor in state.items()}
             if self.cfg.publish == "extension":
-                self.llm.collective_rpc("opd_load", args=(dict(state),))
+                self.llm.collective_rpc("opd_load", args=(state,))
             else:
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(state.items())})
             self.llm.reset_prefix_cache()

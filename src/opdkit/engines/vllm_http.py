@@ -18,11 +18,11 @@ from torch import Tensor
 
 from opdkit.config import SamplingConfig, VllmServerSampling
 from opdkit.engines.canary import Canary
-from opdkit.engines.client import Endpoint, EngineError, Refused, Request, token
-from opdkit.engines.drawn import DTYPES, Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
-from opdkit.engines.facts import top_k_cap
-from opdkit.models.load import LoadedModel
-from opdkit.types import Needs, Prompt, Rollout, UserError
+from opdkit.engines.client import Endpoint, EngineError, Refused, Request, before_the_run, token
+from opdkit.engines.drawn import Drawn, Row, banned_rows, drawn, rollouts_of, rows_of, stops_of
+from opdkit.engines.facts import named_model, top_k_cap
+from opdkit.models.load import DTYPES, LoadedModel
+from opdkit.types import Needs, Prompt, Rollout
 
 _LAUNCH = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model STUDENT … (docs/engines.md)"
@@ -32,18 +32,14 @@ _LAUNCH = (
 def server_top_k(cfg: VllmServerSampling, *, rows: int) -> int:
     """Widest top-k of drawn tokens the server sends; asked before anything is loaded. UserError where nobody answers."""
     endpoint = _endpoint(cfg)
-    try:
-        return top_k_cap(endpoint, _name(endpoint)[0], rows=rows, field="logprobs")
-    except EngineError as error:
-        raise UserError(str(error), hint=error.hint) from None
+    with before_the_run():
+        return top_k_cap(endpoint, named_model(endpoint)[0], rows=rows, field="logprobs")
 
 
 def server_reach(cfg: VllmServerSampling) -> int:
     """Tokens of prompt and response that the server takes. UserError where nobody answers."""
-    try:
-        return _name(_endpoint(cfg))[1]
-    except EngineError as error:
-        raise UserError(str(error), hint=error.hint) from None
+    with before_the_run():
+        return named_model(_endpoint(cfg))[1]
 
 
 class VllmServerSampler:
@@ -66,12 +62,10 @@ class VllmServerSampler:
         # made after the first publish: a server may hold an earlier run's weights
         self.canary: Canary | None = None
         self.bias = {str(i): bias for i, bias in banned_rows(loaded).items()}
-        try:
-            self.model, reach = _name(self.endpoint)
+        with before_the_run():
+            self.model, reach, _ = named_model(self.endpoint)
             self.max_length = min(reach, loaded.max_length)
             self._logps((0, 1))  # that it gives log-probs of a prompt at all
-        except EngineError as error:
-            raise UserError(str(error), hint=error.hint) from None
 
     def sample(
         self,
@@ -91,7 +85,7 @@ class VllmServerSampler:
         stops = stops_of(stop_ids, sampling, self.loaded)
         bodies = self.endpoint.ask([self._request(row, sampling, needs, stops) for row in rows])
         found = [self._drawn(body, needs) for body in bodies]
-        return rollouts_of(rows, found, sampling, stops, needs=needs, loaded=self.loaded, sampler=self)
+        return rollouts_of(rows, found, sampling, stops, loaded=self.loaded, sampler=self)
 
     def _request(self, row: Row, sampling: SamplingConfig, needs: Needs, stops: Sequence[int]) -> Request:
         body: dict[str, Any] = {
@@ -200,14 +194,6 @@ def _endpoint(cfg: VllmServerSampling) -> Endpoint:
     """As many requests at once as rows are decoded at once: a response is one request."""
     patience = cfg.patience.model_copy(update={"concurrency": cfg.batch_rows})
     return Endpoint(cfg.url, patience=patience, token=token("sampling"), key="sampling")
-
-
-def _name(endpoint: Endpoint) -> tuple[str, int]:
-    try:
-        card = json.loads(endpoint.one("/v1/models"))["data"][0]
-        return str(card["id"]), int(card["max_model_len"])
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise UserError(f"{endpoint.url}/v1/models names no model", hint="check sampling.url") from None
 
 
 def _ranked(top: Mapping[str, float], taken: str, logp: float) -> dict[int, tuple[int, float]]:

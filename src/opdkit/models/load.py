@@ -19,7 +19,7 @@ from torch import nn
 from opdkit.models.head import Head
 from opdkit.types import UserError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 class ModelRef(Protocol):
@@ -184,14 +184,23 @@ def shared_rows(student: Any, teacher: Any, *, student_config: Any, teacher_conf
     usual case and are reduced to the shared ids. One tokenizer may have further tokens behind those that are
     shared. A different map is refused.
     """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    differing = first_differences(ours, theirs)
+    return shared_ids(
+        student,
+        teacher.get_vocab(),
+        ours=vocabulary_rows(student, student_config),
+        theirs=vocabulary_rows(teacher, teacher_config),
+    )
+
+
+def shared_ids(student: Any, vocabulary: Mapping[str, int], *, ours: int, theirs: int) -> int:
+    """The same for a teacher of which only the `vocabulary` (token → id) and its number of rows are known."""
+    differing = _first_differences(student.get_vocab(), vocabulary)
     if differing:
         raise UserError(
             f"student and teacher read ids differently: {'; '.join(differing)}",
             hint="take a teacher of the student's family, with the same tokenizer",
         )
-    shared = min(vocabulary_rows(student, student_config), vocabulary_rows(teacher, teacher_config))
+    shared = min(ours, theirs)
     if student.eos_token_id is not None and student.eos_token_id >= shared:
         raise UserError(
             f"the student's end token {student.eos_token!r} (id {student.eos_token_id}) is unknown to "
@@ -201,7 +210,7 @@ def shared_rows(student: Any, teacher: Any, *, student_config: Any, teacher_conf
     return shared
 
 
-def first_differences(ours: Mapping[str, int], theirs: Mapping[str, int], most: int = 3) -> list[str]:
+def _first_differences(ours: Mapping[str, int], theirs: Mapping[str, int], most: int = 3) -> list[str]:
     """Ids that both use for different tokens, in words, lowest first."""
     by_id = {i: token for token, i in theirs.items()}
     found = []
@@ -226,7 +235,7 @@ def _from_pretrained(ref: ModelRef) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             ref.model,
             revision=ref.revision,
-            dtype=_DTYPES[ref.dtype],
+            dtype=DTYPES[ref.dtype],
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name

@@ -91,7 +91,7 @@ class OnPolicy:
         )
         if self.plan.early_ids == "student_forward":
             assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
-            sampled = named(self.student, sampled, width=self.plan.candidate_width)
+            sampled = with_candidates(self.student, sampled, width=self.plan.candidate_width)
         return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
@@ -110,7 +110,7 @@ class OnPolicy:
         return told or []
 
 
-def named(student: LoadedModel, rollouts: Sequence[Rollout], *, width: int) -> list[Rollout]:
+def with_candidates(student: LoadedModel, rollouts: Sequence[Rollout], *, width: int) -> list[Rollout]:
     """The rollouts with the student's top-k from a forward of its own, where the sampler does not tell it."""
     temperature = rollouts[0].temperature if rollouts else 1.0
     reader = LocalTeacher(student, temperature=temperature, payload="ids", frozen=False)

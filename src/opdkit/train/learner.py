@@ -24,8 +24,6 @@ from opdkit.run.world import World, like, whole
 from opdkit.train.collate import micro_batches, row_groups
 from opdkit.types import Batch, RunError, Signal, Tally
 
-COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
 
 @dataclass(frozen=True)
 class Update:

@@ -127,7 +127,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                 save(stage, done)
                 saved = done
             whole = done
-            if unpublished and done < cfg.steps:
+            if unpublished:  # nor examine weights that the engine does not have
                 raise unpublished
             _examine(stage, done, talk)  # after saving: being cut off costs no step
             if done < cfg.steps and (why := _critical(stage, findings)):

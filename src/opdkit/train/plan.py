@@ -23,16 +23,14 @@ class Plan:
     rows: int  # vocabulary in use: the ids all tokenizers share
     sampler_needs: Needs
     teacher_needs: Needs
-    early_ids: (
-        str | None
-    )  # who names candidates before the learner's forward: "sampler", "student_forward", "teacher", nobody
+    # who names candidates before the learner's forward: "sampler", "student_forward", "teacher" or nobody
+    early_ids: str | None
     tokenizer: Any  # the student's
     teacher: Offer  # what the teacher told before it was opened; of nothing where there is none
     findings: tuple[Finding, ...] = ()
     candidate_width: int = 0  # of the student's candidates that are named early
-    reach: int = (
-        1 << 30
-    )  # tokens of prompt and response that the sampler takes, if less than the student does
+    # tokens of prompt and response that the sampler takes, if less than the student does
+    reach: int = 1 << 30
 
 
 LIKELIHOODS: dict[str, Callable[[Config], Likelihood]] = {
@@ -61,7 +59,9 @@ def sampler_reach(config: Config) -> int:
     cfg = config.sampling
     if isinstance(cfg, VllmServerSampling):
         return server_reach(cfg)
-    return (isinstance(cfg, VllmSampling) and cfg.max_length) or 1 << 30
+    if isinstance(cfg, VllmSampling) and cfg.max_length is not None:
+        return cfg.max_length
+    return 1 << 30
 
 
 def make_plan(config: Config) -> Plan:

@@ -24,7 +24,7 @@ from opdkit.config import (
 from opdkit.engines.vllm import VllmSampler, check_installed
 from opdkit.engines.vllm_http import VllmServerSampler
 from opdkit.models.contracts import Sampler, Teacher
-from opdkit.models.load import LoadedModel, check_weights, open_model
+from opdkit.models.load import DTYPES, LoadedModel, check_weights, open_model
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
 from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
@@ -34,7 +34,7 @@ from opdkit.run.trackers import Trackers, erase_mirrors, require_trackers
 from opdkit.run.world import World
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
 from opdkit.train.imitate import Demonstrations, Rounds
-from opdkit.train.learner import COMPUTE, Learner
+from opdkit.train.learner import Learner
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
 from opdkit.train.teachers import check_teacher_weights, open_teacher, refuse_another
@@ -113,9 +113,14 @@ def _set(
     """The part that reads weights."""
     start = saved.step if saved is not None else 0
     loaded = _student_model(config, plan, world, saved)
-    kept = None if saved is None else (saved, saved.tensors.get("teacher"))
     teacher, probed = open_teacher(
-        config, plan.teacher, rows=plan.rows, device=world.device, student=loaded, saved=kept
+        config,
+        plan.teacher,
+        rows=plan.rows,
+        device=world.device,
+        student=loaded,
+        resumed=saved is not None,
+        kept=None if saved is None else saved.tensors.get("teacher"),
     )
     if saved is not None:
         refuse_another(teacher, saved.state.get("known", {}))
@@ -290,7 +295,7 @@ def _sampler(
             folder=ref.model,
             revision=ref.revision,
             loaded=loaded,
-            width=plan.candidate_width,
+            width=plan.sampler_needs.top_k,
             dtype=config.student.dtype,
         )
     if isinstance(cfg, VllmServerSampling):
@@ -334,4 +339,4 @@ def make_learner(config: Config, loaded: LoadedModel, world: World) -> Learner:
 
 def _compute(config: Config) -> torch.dtype | None:
     """None where arithmetic is in the weights' own dtype."""
-    return None if config.learner.compute == config.student.dtype else COMPUTE[config.learner.compute]
+    return None if config.learner.compute == config.student.dtype else DTYPES[config.learner.compute]

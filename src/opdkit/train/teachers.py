@@ -93,9 +93,10 @@ def open_teacher(
     rows: int,
     device: torch.device,
     student: LoadedModel,
-    saved: tuple[Any, Mapping[str, Tensor] | None] | None,
+    resumed: bool = False,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> tuple[Teacher | None, tuple[Finding, ...]]:
-    """The teacher, ready to score, and what its probe saw. `saved`: of a resumed run, None or its own weights if kept."""
+    """The teacher, ready to score, and what its probe saw. `kept`: its own weights, of a resumed run."""
     cfg = config.teacher
     if cfg is None:
         return None, ()
@@ -108,7 +109,9 @@ def open_teacher(
             f for _, fs in opened.values() for f in fs
         )
     if isinstance(cfg, SelfTeacher):
-        return _own_copy(config, cfg, rows=rows, device=device, student=student, saved=saved), ()
+        return _own_copy(
+            config, cfg, rows=rows, device=device, student=student, resumed=resumed, kept=kept
+        ), ()
     return _open(cfg, offer.served.get(""), rows=rows, device=device)
 
 
@@ -146,10 +149,12 @@ def _open(
     routed: bool = False,
 ) -> tuple[Teacher, tuple[Finding, ...]]:
     if isinstance(cfg, LocalTeacher):
-        rounds = cfg.dtype == "bfloat16"
+        rounds = (
+            cfg.dtype == "bfloat16" and not routed
+        )  # a router tells of no rounding: its teachers are read rounded
         ref = cfg.model_copy(update={"dtype": "float32"}) if rounds else cfg
         loaded = open_model(ref, device=device, rows=rows)
-        return _local(cfg, loaded, payload="ids" if routed else cfg.payload, rounds=rounds and not routed), ()
+        return _local(cfg, loaded, payload="ids" if routed else cfg.payload, rounds=rounds), ()
     assert facts is not None, "a served teacher was asked for its facts when the run was planned"
     local = None
     if cfg.against is not None:
@@ -178,16 +183,16 @@ def _own_copy(
     rows: int,
     device: torch.device,
     student: LoadedModel,
-    saved: tuple[Any, Mapping[str, Tensor] | None] | None,
+    resumed: bool,
+    kept: Mapping[str, Tensor] | None,
 ) -> models.LocalTeacher:
     """The student's earlier copy: of step 0, or as the checkpoint kept it where it moves on."""
-    if saved is None:
-        loaded = models.frozen_copy(student)
-    elif saved[1] is not None:
-        loaded = models.frozen_copy(student)
-        loaded.model.load_state_dict(dict(saved[1]))
-    else:
+    if resumed and kept is None:
         loaded = open_model(config.student, device=device, rows=rows)
+    else:
+        loaded = models.frozen_copy(student)
+        if kept is not None:
+            loaded.model.load_state_dict(dict(kept))
     if cfg.dtype == "float64":
         loaded.model.to(torch.float64)
     return _local(cfg, loaded, payload=cfg.payload, rounds=cfg.dtype == "bfloat16")
