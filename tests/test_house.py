@@ -17,7 +17,7 @@ FLOORS = {
     "models": 5, "report": 5,
     "engines": 6,
     "train": 7, "serve": 7,
-    "recipes": 8, "integrations": 8,
+    "recipes": 8, "integrations": 8, "proofs": 8,
     "studies": 9,
     "cli": 10,
 }  # fmt: skip

@@ -1,11 +1,10 @@
 """The objectives against the formulas they claim, in float64 on small vocabularies.
 
 p is the student, q the teacher, S the support, p̄ and q̄ the two renormalised over S, P_S and Q_S their masses
-there. The oracle below is loops and autograd over explicit probabilities; it shares no code with the package.
-Every gradient is with respect to the student's logits.
+there. The oracle is `opdkit.proofs.oracle`, which `opd selftest` runs as well: loops and autograd over explicit
+probabilities, without code of the objectives. Every gradient is with respect to the student's logits.
 """
 
-import itertools
 import math
 import typing
 
@@ -17,34 +16,20 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from opdkit.config import PRESETS, RECIPES, ObjectiveConfig
-from opdkit.config.objective import Divergence, Estimator, Normalisation, SupportKind, Weights
+from opdkit.config.objective import Divergence
 from opdkit.objectives import Objective
+from opdkit.proofs.oracle import candidates, oracle, reshaped, term
+from opdkit.proofs.ours import expectation, local, value_and_gradient
+from opdkit.proofs.specs import POSITIONS, VOCABULARY, K, accepted, logits_pair, named
 from opdkit.support import ColumnDist, RowDist, StoredDist, choose
 from opdkit.types import Batch, Needs, Support
 
-VOCABULARY, POSITIONS, K = 9, 5, 4
 EXACT = 1e-12  # float64 on sums of a dozen terms
 
 properties = settings(max_examples=40, deadline=None, database=None)
 
 
-# --- two distributions, and a gradient ----------------------------------------------------------------------
-
-
-def logits_pair(
-    seed: int = 0, *, positions: int = POSITIONS, vocabulary: int = VOCABULARY
-) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = torch.randn(2, positions, vocabulary, generator=generator, dtype=torch.float64) * 1.5
-    return student, teacher
-
-
-def value_and_gradient(loss_of, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss per position, and d (Σ positions) / d logits."""
-    leaf = logits.clone().requires_grad_()
-    loss = loss_of(leaf)
-    (gradient,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
-    return loss.detach(), torch.zeros_like(logits) if gradient is None else gradient
+# --- records, and a gradient ------------------------------------------------------------------------------------------
 
 
 def config(**keys) -> ObjectiveConfig:
@@ -57,22 +42,6 @@ def unchecked(**keys) -> ObjectiveConfig:
     return ObjectiveConfig.model_construct(**{**config().model_dump(), **keys})
 
 
-def local(
-    spec: ObjectiveConfig, student: Tensor, teacher: Tensor, *, sampled: Tensor | None = None, support=None
-):
-    """(loss per position, gradient) of the package's objective."""
-    objective = Objective(spec)
-    sampled = torch.zeros(len(student), dtype=torch.long) if sampled is None else sampled
-    q = RowDist(teacher, sampled_ids=sampled)
-
-    def loss(z):
-        p = RowDist(z, sampled_ids=sampled)
-        chosen = support or objective.support(p, q, sampled_ids=sampled)
-        return objective.local(p, q, chosen)
-
-    return value_and_gradient(loss, student)
-
-
 def gradient_of(loss_of_row, student: Tensor) -> Tensor:
     """Autograd of a scalar function of one row's probabilities, row by row."""
     return torch.stack(
@@ -83,150 +52,7 @@ def gradient_of(loss_of_row, student: Tensor) -> Tensor:
     )
 
 
-# --- the oracle ---------------------------------------------------------------------------------------------
-
-
-def term(divergence: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
-    """g(p, q) of one token, from probabilities."""
-    if divergence == "reverse_kl":
-        return p * (p / q).log()
-    if divergence == "forward_kl":
-        return q * (q / p).log()
-    if divergence == "skewed_reverse_kl":
-        return p * (p / ((1 - beta) * q + beta * p)).log()
-    m = beta * q + (1 - beta) * p
-    if divergence == "skewed_forward_kl":
-        return q * (q / m).log()
-    return beta * q * (q / m).log() + (1 - beta) * p * (p / m).log()
-
-
-def advantage(divergence: str, beta: float, p: float, q: float) -> float:
-    """−∂g/∂p up to a constant, as numbers."""
-    if divergence == "reverse_kl":
-        return math.log(q) - math.log(p)
-    if divergence == "forward_kl":
-        return q / p
-    if divergence == "skewed_reverse_kl":
-        m = (1 - beta) * q + beta * p
-        return math.log(m) - math.log(p) + beta * p / m
-    if divergence == "skewed_forward_kl":
-        return (1 - beta) * q / (beta * q + (1 - beta) * p)
-    return (1 - beta) * (math.log(beta * q + (1 - beta) * p) - math.log(p))
-
-
-def candidates(spec: ObjectiveConfig, p: Tensor, q: Tensor, y: int) -> list[int]:
-    def largest(row: Tensor) -> list[int]:
-        return sorted(range(len(row)), key=lambda v: -float(row[v]))[: spec.k]
-
-    ours, theirs = largest(p), largest(q)
-    return {
-        "sampled": lambda: [y],
-        "student_top_k": lambda: ours,
-        "teacher_top_k": lambda: theirs,
-        "overlap": lambda: [v for v in theirs if v in ours],
-        "union": lambda: ours + [v for v in theirs if v not in ours],
-        "symmetric_difference": lambda: [v for v in ours + theirs if (v in ours) != (v in theirs)],
-        "student_mass": lambda: fewest(p, ours, spec.mass),
-        "full": lambda: list(range(len(p))),
-    }[spec.support]()
-
-
-def fewest(p: Tensor, falling: list[int], mass: float) -> list[int]:
-    """The shortest beginning of `falling` that holds `mass`; all of it where it does not."""
-    for count in range(1, len(falling) + 1):
-        if sum(float(p[v]) for v in falling[:count]) >= mass:
-            return falling[:count]
-    return falling
-
-
-def coarse(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tuple[Tensor, Tensor]:
-    """The divergence of the two distributions over S and one token more, which is all the rest."""
-    pairs = [(p[v], q[v]) for v in S] + [(1 - sum(p[v] for v in S), 1 - sum(q[v] for v in S))]
-    value = sum(term(spec.divergence, spec.shape, a, b) for a, b in pairs)
-    return value, value
-
-
-def with_the_sampled(
-    spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int], y: int
-) -> tuple[Tensor, Tensor]:
-    """S weighed by p, and y beside it with weight 1 where S does not hold it."""
-    pushed, value, fixed = torch.zeros((), dtype=p.dtype), torch.zeros((), dtype=p.dtype), p.detach()
-    for v, weight in [(v, float(fixed[v])) for v in S] + ([] if y in S else [(y, 1.0)]):
-        gain = advantage(spec.divergence, spec.shape, float(fixed[v]), float(q[v]))
-        pushed = pushed - weight * gain * p[v].log()
-        value = value + weight * term(spec.divergence, spec.shape, fixed[v], q[v]) / float(fixed[v])
-    return value, pushed
-
-
-def oracle_row(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int], y: int) -> tuple[Tensor, Tensor]:
-    """(value, the scalar whose autograd is the stated gradient) of one position, from probabilities."""
-    if not S and spec.normalisation != "tail_sampled":
-        return torch.zeros(()), torch.zeros(()) * p.sum()
-    P, Q = sum(p[v] for v in S), sum(q[v] for v in S)
-    if spec.normalisation == "tail_bucket":
-        return coarse(spec, p, q, S)
-    if spec.normalisation == "tail_sampled":
-        return with_the_sampled(spec, p, q, S, y)
-    both = spec.normalisation == "both"
-    p_S = [p[v] / P if both else p[v] for v in S]
-    q_S = [q[v] / Q if both else q[v] for v in S]
-    if spec.support == "sampled":
-        log_ratio = float((p_S[0] / q_S[0]).log().detach())
-        return torch.tensor(log_ratio, dtype=p.dtype), log_ratio * p_S[0].log()
-    value = sum(term(spec.divergence, spec.beta, a, b) for a, b in zip(p_S, q_S, strict=True))
-    if spec.normalisation == "weights":
-        value = value / P
-    if spec.estimator == "exact":
-        return value, value
-    raw = {"student": p_S, "teacher": q_S, "uniform": [torch.ones(())] * len(S)}[spec.weights]
-    total = 1.0 if spec.normalisation == "none" else sum(float(w.detach()) for w in raw)
-    weight = [float(w.detach()) / total for w in raw]
-    numbers = [(float(a.detach()), float(b)) for a, b in zip(p_S, q_S, strict=True)]
-    gain = [advantage(spec.divergence, spec.beta, a, b) for a, b in numbers]
-    pushed = -sum(w * a * logp.log() for w, a, logp in zip(weight, gain, p_S, strict=True))
-    if spec.weights != "student":
-        value = torch.tensor(-sum(w * a for w, a in zip(weight, gain, strict=True)), dtype=p.dtype)
-    return value, pushed
-
-
-def oracle(spec, student, teacher, sampled, keep=None) -> tuple[Tensor, Tensor]:
-    values, gradients = [], []
-    for n in range(len(student)):
-        z = student[n].clone().requires_grad_()
-        p, q = z.exp() / z.exp().sum(), teacher[n].exp() / teacher[n].exp().sum()
-        S = candidates(spec, p.detach(), q, int(sampled[n]))
-        if keep is not None:
-            S = [v for v, kept in zip(S, keep[n].tolist(), strict=True) if kept]
-        value, pushed = oracle_row(spec, p, q, S, int(sampled[n]))
-        values.append(value.detach().double())
-        gradients.append(torch.autograd.grad(pushed, z)[0])
-    return torch.stack(values), torch.stack(gradients)
-
-
-def accepted() -> list[ObjectiveConfig]:
-    names = ("support", "divergence", "normalisation", "estimator", "weights")
-    choices = map(typing.get_args, (SupportKind, Divergence, Normalisation, Estimator, Weights))
-    found = []
-    for combination in itertools.product(*choices):
-        try:
-            keys = {
-                "k": K,
-                "beta": 0.3,
-                "skew": 0.3,
-                "mass": 0.8,
-                **dict(zip(names, combination, strict=True)),
-            }
-            found.append(ObjectiveConfig(**keys))
-        except ValidationError:
-            continue
-    return found
-
-
 ACCEPTED = accepted()
-
-
-def named(spec: ObjectiveConfig) -> str:
-    return f"{spec.support}-{spec.divergence}-{spec.normalisation}-{spec.estimator}-{spec.weights}"
 
 
 def test_how_many_objectives_there_are():
@@ -334,23 +160,9 @@ def test_js_is_a_scaled_forward_kl_at_small_beta_and_a_scaled_reverse_kl_at_larg
 # --- one sampled token --------------------------------------------------------------------------------------
 
 
-def expectation_over_samples(
-    spec: ObjectiveConfig, student: Tensor, teacher: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Σ_y p(y) · (value, gradient at y): every token drawn once, weighted by its probability."""
-    p = student.softmax(-1)
-    value, gradient = torch.zeros(len(student), dtype=p.dtype), torch.zeros_like(p)
-    for y in range(p.shape[-1]):
-        drawn = torch.full((len(student),), y)
-        value_y, gradient_y = local(spec, student, teacher, sampled=drawn)
-        value += p[:, y] * value_y
-        gradient += p[:, y, None] * gradient_y
-    return value, gradient
-
-
 def test_the_sampled_token_is_unbiased_for_the_reverse_kl_in_value_and_gradient():
     student, teacher = logits_pair(6)
-    value, gradient = expectation_over_samples(ObjectiveConfig(preset="sampled"), student, teacher)
+    value, gradient = expectation(ObjectiveConfig(preset="sampled"), student, teacher)
     wanted_value, wanted_gradient = local(ObjectiveConfig(preset="full"), student, teacher)
     torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
     torch.testing.assert_close(gradient, wanted_gradient, rtol=0, atol=EXACT)
@@ -388,7 +200,7 @@ def test_one_scalar_per_position_carries_no_signal():
 def test_the_sampled_token_makes_any_set_unbiased(spec):
     """TT-OPD: over the draw of y, value and gradient are the full vocabulary's; the set alone is not."""
     student, teacher = logits_pair(14)
-    value, gradient = expectation_over_samples(spec, student, teacher)
+    value, gradient = expectation(spec, student, teacher)
     whole = config(support="full", divergence=spec.divergence, beta=spec.beta, skew=spec.skew)
     wanted_value, wanted_gradient = local(whole, student, teacher)
     torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
@@ -422,18 +234,6 @@ def test_a_bucket_that_holds_nothing_is_no_division_by_zero():
 # --- shaping, baselines ---------------------------------------------------------------------------------------------
 
 SHAPED = {"clip": 0.7, "log": None, "power": 2.0, "floor": 0.45}
-
-
-def reshaped(name: str, value: float | None, p: float, q: float) -> float:
-    """The advantage of one token, from probabilities and numbers."""
-    A = math.log(q) - math.log(p)
-    if name == "clip":
-        return min(max(A, -value), value)
-    if name == "log":
-        return math.copysign(math.log(1 + abs(A)), A)
-    if name == "power":
-        return q**value - p**value
-    return max(A, math.log(value / (1 - value)))
 
 
 @pytest.mark.parametrize("support", ["student_top_k", "union", "full", "sampled"])
@@ -476,8 +276,8 @@ def test_a_baseline_leaves_the_mean_and_lowers_the_variance(baseline):
     """vOPD: b · ∇log p(y) has mean 0 for any b that does not see y; with b = KL the second moment falls."""
     student, teacher = logits_pair(20)
     plain, lowered = config(support="sampled"), config(support="sampled", baseline=baseline)
-    value, gradient = expectation_over_samples(lowered, student, teacher)
-    wanted_value, wanted = expectation_over_samples(plain, student, teacher)
+    value, gradient = expectation(lowered, student, teacher)
+    wanted_value, wanted = expectation(plain, student, teacher)
     torch.testing.assert_close(gradient, wanted, rtol=0, atol=EXACT)
     torch.testing.assert_close(value, wanted_value, rtol=0, atol=EXACT)
 
@@ -711,7 +511,7 @@ def test_a_preset_is_biased_or_not_as_its_record_says(preset):
     student, teacher = logits_pair(22)
     wide = {"k": 3, "gate_k": 3} if preset not in ("sampled", "full") else {}
     spec = ObjectiveConfig(preset=preset, **wide)
-    _, gradient = expectation_over_samples(spec, student, teacher)
+    _, gradient = expectation(spec, student, teacher)
     divergence = EXACT_OF_ANOTHER.get(preset, "reverse_kl")
     whole = config(support="full", divergence=divergence, beta=spec.beta, skew=spec.skew)
     error = float((gradient - local(whole, student, teacher)[1]).abs().max())

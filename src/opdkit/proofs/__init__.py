@@ -1,0 +1,1 @@
+"""The gradient and metric proofs, run on this install: `opd selftest`."""
