@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 from opdkit.config import RECIPES, Config
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
-COMMANDS = ("demo", "train", "eval", "report", "serve", "study build")
+COMMANDS = ("demo", "train", "eval", "report", "serve", "study build", "selftest")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from opdkit.cli.errors import going_on, leave
-from opdkit.types import UserError
+from opdkit.types import RunError, UserError
 
 app = typer.Typer(
     name="opd",
@@ -361,6 +361,33 @@ def serve(
             batch_tokens=batch_tokens,
             limits=Limits(tokens=max_tokens, top_k=max_top_k, waiting=max_waiting),
             ready=ready,
+        )
+
+
+@app.command()
+def selftest(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="objectives, invariances or metrics; all three, unless named."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove on this install that gradients and metrics are what they are said to be: under a minute, offline.
+
+    Exit code 1 when something does not hold.
+    """
+    from opdkit.cli.printer import Printer
+    from opdkit.proofs.selftest import selftest as prove
+    from opdkit.proofs.table import lines
+
+    with going_on():
+        told = prove(only=only or (), say=Printer(quiet=as_json).note)
+    print(json.dumps(told) if as_json else "\n".join(lines(told)))
+    if not told["holds"]:
+        first, *rest = told["failures"]
+        more = f" (and {len(rest)} more)" if rest else ""
+        raise RunError(
+            f"does not hold: {first}{more}", hint="opd selftest --json  # every row, with the versions"
         )
 
 

@@ -6,8 +6,9 @@ by itself: z = cap(scale · (h Wᵀ + b)) / temperature.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from opdkit.config import ObjectiveConfig
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.objectives import Objective
 from opdkit.proofs.objectives import relative
+from opdkit.proofs.ours import loss
 from opdkit.proofs.records import Check, Worst
 from opdkit.proofs.specs import PRESET_VOCABULARY, presets
 from opdkit.support import ColumnDist, RowDist
@@ -93,19 +95,17 @@ def gradients(loss: Tensor, case: Case) -> list[Tensor]:
 def plain(case: Case, spec: ObjectiveConfig) -> list[Tensor]:
     objective, whole = Objective(spec), slice(0, POSITIONS)
     student, teacher = case.student(case.logits(), whole), case.theirs(whole)
-    support = objective.support(student, teacher, sampled_ids=case.sampled)
-    return gradients(objective.local(student, teacher, support).sum(), case)
+    return gradients(loss(objective, student, teacher, sampled=case.sampled).sum(), case)
 
 
 def fused(case: Case, spec: ObjectiveConfig, *, rows: int) -> list[Tensor]:
     objective = Objective(spec)
 
-    def loss(logits: Tensor, part: slice) -> Tensor:
+    def chunk(logits: Tensor, part: slice) -> Tensor:
         student, teacher = case.student(logits, part), case.theirs(part)
-        support = objective.support(student, teacher, sampled_ids=case.sampled[part])
-        return objective.local(student, teacher, support).sum()
+        return loss(objective, student, teacher, sampled=case.sampled[part]).sum()
 
-    return gradients(fused_loss(case.hidden, case.head, loss, chunk_rows=rows), case)
+    return gradients(fused_loss(case.hidden, case.head, chunk, chunk_rows=rows), case)
 
 
 def columns(case: Case, spec: ObjectiveConfig, *, rows: int) -> list[Tensor]:
@@ -115,38 +115,43 @@ def columns(case: Case, spec: ObjectiveConfig, *, rows: int) -> list[Tensor]:
     assert support.ids is not None and support.keep is not None
     ids, keep = support.ids, support.keep
 
-    def loss(logits: Tensor, part: slice) -> Tensor:
+    def chunk(logits: Tensor, part: slice) -> Tensor:
         teacher = ColumnDist(case.teacher.logits[part].gather(-1, ids[part]) + 7.0, ids=ids[part])
         held = Support(ids=ids[part], keep=keep[part], source=support.source)
-        return objective.local(ColumnDist(logits, ids=ids[part]), teacher, held).sum()
+        student = ColumnDist(logits, ids=ids[part])
+        return loss(objective, student, teacher, sampled=case.sampled[part], support=held).sum()
 
-    return gradients(columns_loss(case.hidden, case.head, ids, loss, chunk_rows=rows), case)
+    return gradients(columns_loss(case.hidden, case.head, ids, chunk, chunk_rows=rows), case)
 
 
 def the_fused_head() -> Iterator[Check]:
     """Every preset, every kind of head, three sizes of chunk."""
     worst = Worst()
-    for kind in KINDS:
-        for name, spec in presets().items():
-            wanted = plain(made := case(kind), spec)
-            for rows in CHUNKS:
-                found = fused(made, spec, rows=rows)
-                error = max(map(relative, found, wanted))
-                worst.see(error, f"{name}, {kind}, {rows} positions a chunk")
+    for kind, (name, spec) in product(KINDS, presets().items()):
+        for rows in CHUNKS:
+            worst.attempt(f"{name}, {kind}, {rows} positions a chunk", spec, _fused_error(kind, spec, rows))
     yield worst.check("the fused head against plain autograd: loss, d hidden, d weight, d bias")
+
+
+def _fused_error(kind: str, spec: ObjectiveConfig, rows: int) -> Callable[[], float]:
+    made = case(kind)
+    return lambda: max(map(relative, fused(made, spec, rows=rows), plain(made, spec)))
 
 
 def the_columns_only_head() -> Iterator[Check]:
     """Every preset whose normaliser over the vocabulary cancels."""
     worst = Worst()
-    for kind in KINDS:
-        for name, spec in presets().items():
-            if Objective(spec).columns_only:
-                wanted = plain(made := case(kind), spec)
-                for rows in CHUNKS:
-                    error = max(map(relative, columns(made, spec, rows=rows), wanted))
-                    worst.see(error, f"{name}, {kind}, {rows} positions a chunk")
+    for kind, (name, spec) in product(KINDS, presets().items()):
+        if Objective(spec).columns_only:
+            for rows in CHUNKS:
+                who = f"{name}, {kind}, {rows} positions a chunk"
+                worst.attempt(who, spec, _columns_error(kind, spec, rows))
     yield worst.check("the columns-only head against plain autograd over whole rows")
+
+
+def _columns_error(kind: str, spec: ObjectiveConfig, rows: int) -> Callable[[], float]:
+    made = case(kind)
+    return lambda: max(map(relative, columns(made, spec, rows=rows), plain(made, spec)))
 
 
 HEADS = (the_fused_head, the_columns_only_head)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opdkit.config import ObjectiveConfig
 from opdkit.objectives import Objective
-from opdkit.support import RowDist
+from opdkit.support import Dist, RowDist
 from opdkit.types import Support
 
 
@@ -19,6 +19,14 @@ def value_and_gradient(loss_of: Callable[[Tensor], Tensor], logits: Tensor) -> t
     loss = loss_of(leaf)
     (gradient,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
     return loss.detach(), torch.zeros_like(logits) if gradient is None else gradient
+
+
+def loss(
+    objective: Objective, student: Dist, teacher: Dist, *, sampled: Tensor, support: Support | None = None
+) -> Tensor:
+    """Loss per position [N]; the support is chosen here unless it is given."""
+    chosen = support or objective.support(student, teacher, sampled_ids=sampled)
+    return objective.local(student, teacher, chosen)
 
 
 def local(
@@ -33,13 +41,9 @@ def local(
     objective = Objective(spec)
     drawn = torch.zeros(len(student), dtype=torch.long) if sampled is None else sampled
     q = RowDist(teacher, sampled_ids=drawn)
-
-    def loss(z: Tensor) -> Tensor:
-        p = RowDist(z, sampled_ids=drawn)
-        chosen = support or objective.support(p, q, sampled_ids=drawn)
-        return objective.local(p, q, chosen)
-
-    return value_and_gradient(loss, student)
+    return value_and_gradient(
+        lambda z: loss(objective, RowDist(z, sampled_ids=drawn), q, sampled=drawn, support=support), student
+    )
 
 
 def expectation(spec: ObjectiveConfig, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from opdkit.config import ObjectiveConfig
+from opdkit.proofs.oracle import NotCovered, unknown
+
 EXACT = 1e-10
 """Largest relative error of what is said to be equal: float64 on sums of some dozen terms leaves 1e-13."""
 
@@ -42,21 +45,31 @@ class Check:
     """One statement: an error and the largest that is allowed, or the reason why there is none."""
 
     name: str
-    of: str = ""  # whom or what it was tried on
+    of: str = ""  # whom or what the error is of
     error: float | None = None
     bound: float = EXACT
-    tried: int = 1
+    tried: int = 0
     covered: bool = True
     reason: str = ""
+    left_out: tuple[str, ...] = ()  # what could not be tried
 
     @property
     def holds(self) -> bool | None:
+        """None where nothing was proven."""
         if not self.covered:
             return None
         return not self.reason and self.error is not None and self.error <= self.bound  # a nan does not hold
 
+    @property
+    def said(self) -> str:
+        """Why it does not hold, or is not covered; empty if it holds."""
+        if self.holds or self.reason:
+            return self.reason
+        return f"off by {self.error:.1e}, at most {self.bound:.0e} is allowed ({self.of})"
+
 
 Proof = Callable[[], Iterator[Check]]
+"""Another one is a function like this in one of the tuples that `opdkit.proofs.selftest` runs."""
 
 
 class Worst:
@@ -64,12 +77,13 @@ class Worst:
 
     >>> worst = Worst()
     >>> worst.see(1e-16, "a"); worst.see(float("nan"), "b"); worst.see(1.0, "c")
-    >>> worst.check("a statement")
-    Check(name='a statement', of='worst: b', error=inf, bound=1e-10, tried=3, covered=True, reason='')
+    >>> worst.check("a statement").said
+    'off by inf, at most 1e-10 is allowed (b)'
     """
 
     def __init__(self) -> None:
         self.error, self.who, self.tried = -1.0, "", 0
+        self.left_out: list[str] = []
 
     def see(self, error: float, who: str) -> None:
         self.tried += 1
@@ -77,8 +91,18 @@ class Worst:
         if error > self.error:
             self.error, self.who = error, who
 
+    def attempt(self, who: str, spec: ObjectiveConfig, error: Callable[[], float]) -> None:
+        """See what comes of it. A spec with keys that nothing here knows may fail for that, and is left out then."""
+        try:
+            self.see(error(), who)
+        except Exception as raised:
+            if isinstance(raised, NotCovered) or unknown(spec):
+                self.left_out.append(who)
+            else:
+                self.see(math.inf, f"{who}: raised {type(raised).__name__}: {raised}")
+
     def check(self, name: str, *, bound: float = EXACT) -> Check:
+        left_out = tuple(self.left_out)
         if not self.tried:
-            return Check(name, covered=False, reason="nothing to try it on", tried=0)
-        of = f"worst: {self.who}" if self.tried > 1 else self.who
-        return Check(name, of=of, error=self.error, bound=bound, tried=self.tried)
+            return Check(name, covered=False, reason="nothing it could be tried on", left_out=left_out)
+        return Check(name, self.who, self.error, bound, self.tried, left_out=left_out)
