@@ -57,7 +57,7 @@ bench: install
 test-peers: install
 	$(PYTHON) benchmarks/peers.py --venv .venv-peers
 
-## make test-trl      opdkit's callback in the real TRL: tiny models, both trainers, in the peers' environment
+## make test-trl      opdkit beside TRL and liger-kernel: its callback in both trainers, its losses against theirs; own environment
 test-trl:
 	$(PYTHON) benchmarks/peers.py --venv .venv-peers --tests
 

@@ -55,7 +55,9 @@ def _wanted(only: Iterable[str]) -> tuple[str, ...]:
     named = tuple(only)
     for name in named:
         if name not in PARTS:
-            raise UserError(f"there is no part {name!r}", hint=f"--only {', '.join(PARTS)}")
+            raise UserError(
+                f"there is no part {name!r}", hint="opd selftest --only objectives  # or invariances, metrics"
+            )
     return tuple(part for part in PARTS if part in named or not named)
 
 

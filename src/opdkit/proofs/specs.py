@@ -16,7 +16,7 @@ from opdkit.config.objective import Divergence, Estimator, Normalisation, Suppor
 VOCABULARY, POSITIONS, K = 9, 5, 4
 PRESET_VOCABULARY = 40
 """More than twice the presets' k of 16, so that their sets leave something out."""
-SHARPNESS = (1.0, 0.2, 2.0, 1.0, 3.0)
+SHARPNESS = (1.0, 0.2, 2.0, 1.0, 5.0)
 """Of the teacher's rows: unsure ones and sure ones, on both sides of an entropy gate."""
 
 
