@@ -128,6 +128,14 @@ def test_a_part_that_is_not_there_is_refused(capfd: pytest.CaptureFixture[str]) 
     assert said.code == 2 and "'gradients'" in said.error and said.hint.startswith("opd selftest --only ")
 
 
+def test_under_torchrun_it_is_refused(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = opd(capfd, "selftest", "--only", "metrics")
+    assert said.code == 2 and said.hint == "opd selftest, without torchrun"
+
+
 def test_progress_goes_to_stderr_and_the_table_to_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     said = opd(capfd, "selftest", "--only", "metrics")
     assert said.code == 0 and said.err.startswith("metrics: ") and "everything holds" in said.out
@@ -222,12 +230,21 @@ def test_a_head_that_is_a_hundredth_off_is_noticed(monkeypatch: pytest.MonkeyPat
         assert check.holds is False and 1e-3 < (check.error or 0) < 0.1
 
 
+@pytest.fixture
+def two_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough to notice a learner that is wrong for all."""
+    few = {name: presets()[name] for name in ("paper", "sampled")}
+    monkeypatch.setattr("opdkit.proofs.steps.presets", lambda: few)
+
+
+@pytest.mark.usefixtures("two_presets")
 def test_a_learner_that_divides_by_another_count_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner.Learner, "_global_count", lambda self, batch: float(len(batch.row)))
     (check,) = shown(a_step_by_hand)
     assert check.holds is False and check.said.startswith("off by")
 
 
+@pytest.mark.usefixtures("two_presets")
 def test_micro_batches_that_lose_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = learner.micro_batches
     monkeypatch.setattr(learner, "micro_batches", lambda *a, **k: list(right(*a, **k))[:1])
@@ -340,6 +357,13 @@ def test_two_processes_that_are_late_are_reported_and_ended() -> None:
         ranks, folder = two.ranks, two.folder
     assert check.holds is False and "no answer within 0.2 s" in check.said
     assert all(process.poll() is not None for process in ranks) and not folder.exists()
+
+
+def test_a_torch_without_gloo_is_said_to_leave_it_uncovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proofs.ranks, "has_gloo", lambda: False)
+    with TwoProcesses() as two:
+        (check,) = shown(two.proof)
+    assert check.holds is None and two.ranks == [] and "gloo" in check.said
 
 
 def test_a_process_that_ends_early_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,10 @@ Say = Callable[[str], None]
 def selftest(*, only: Iterable[str] = (), say: Say = lambda _: None) -> dict[str, Any]:
     """The document of `opd selftest --json`. `only` names the parts that are wanted; all, if none is."""
     wanted = _wanted(only)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "opd selftest starts its second process itself", hint="opd selftest, without torchrun"
+        )
     start = time.monotonic()
     objectives: list[ObjectiveRow] = []
     checks: dict[str, list[Check]] = {"invariances": [], "metrics": []}
