@@ -24,7 +24,11 @@ from opdkit.models import head
 from opdkit.objectives import Objective
 from opdkit.objectives.divergence import DIVERGENCES
 from opdkit.proofs.heads import the_columns_only_head, the_fused_head
-from opdkit.proofs.invariances import positions_that_train, slots_that_do_not_count
+from opdkit.proofs.invariances import (
+    a_constant_added_to_the_logits,
+    positions_that_train,
+    slots_that_do_not_count,
+)
 from opdkit.proofs.metrics import per_position
 from opdkit.proofs.objectives import prove, relative
 from opdkit.proofs.oracle import gate, oracle, unknown
@@ -204,7 +208,27 @@ def test_what_raises_and_what_is_no_number_does_not_hold(monkeypatch: pytest.Mon
     monkeypatch.setattr(Objective, "local", lambda self, *a: plain(self, *a) * torch.nan)
     row = prove(spec, "sampled", kind="preset", group="sampled")
     assert row.holds is False and "off its formula by nan" in row.reason
+    assert row.reason.endswith("its mean is no number")
     assert Check("a", error=float("nan")).holds is False and Check("a").holds is False
+
+
+def test_a_gradient_that_is_no_number_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value is right; only what comes back is not. `max` would have kept the value's error."""
+    plain = Objective.local
+
+    def wrong(self: Objective, *args: Any) -> torch.Tensor:
+        loss = plain(self, *args)
+        loss.register_hook(lambda gradient: gradient * torch.nan)
+        return loss
+
+    monkeypatch.setattr(Objective, "local", wrong)
+    monkeypatch.setattr("opdkit.proofs.invariances.presets", lambda: {"sampled": presets()["sampled"]})
+    monkeypatch.setattr("opdkit.proofs.invariances.accepted", lambda: [])
+    row = prove(presets()["sampled"], "sampled", kind="preset", group="sampled")
+    assert row.holds is False and "off its formula by nan" in row.reason
+    for proof in (the_fused_head, a_constant_added_to_the_logits, slots_that_do_not_count):
+        (check,) = shown(proof)
+        assert check.holds is False, check
 
 
 def test_a_metric_that_forgets_to_divide_is_named(
@@ -364,6 +388,24 @@ def test_a_torch_without_gloo_is_said_to_leave_it_uncovered(monkeypatch: pytest.
     with TwoProcesses() as two:
         (check,) = shown(two.proof)
     assert check.holds is None and two.ranks == [] and "gloo" in check.said
+
+
+def test_an_abort_after_the_work_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both marks are there, so both steps were taken; what torch does while it is torn down says nothing of them."""
+
+    def start(self: TwoProcesses, rank: int) -> subprocess.Popen[bytes]:
+        code = "import pathlib, sys, os; pathlib.Path(sys.argv[1]).touch(); os.abort()"
+        mark = proofs.ranks.done_mark(self.folder, rank)
+        return subprocess.Popen([sys.executable, "-c", code, str(mark)], stderr=subprocess.DEVNULL)
+
+    monkeypatch.setattr(TwoProcesses, "_start", start)
+    with TwoProcesses() as two:
+        for process in two.ranks:
+            process.wait()
+        assert two._wait() == "" and [process.returncode for process in two.ranks] == [-6, -6]
+        proofs.ranks.done_mark(two.folder, 1).unlink()
+        (two.folder / "rank_1.log").write_text("what it said\nlast\n")
+        assert two._wait() == "process 1 ended with code -6: last"
 
 
 def test_a_process_that_ends_early_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:

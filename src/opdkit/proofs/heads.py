@@ -18,7 +18,7 @@ from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.objectives import Objective
 from opdkit.proofs.objectives import relative
 from opdkit.proofs.ours import loss
-from opdkit.proofs.records import Check, Worst
+from opdkit.proofs.records import Check, Worst, largest
 from opdkit.proofs.specs import PRESET_VOCABULARY, presets
 from opdkit.support import ColumnDist, RowDist
 from opdkit.types import Support
@@ -135,7 +135,7 @@ def the_fused_head() -> Iterator[Check]:
 
 def _fused_error(kind: str, spec: ObjectiveConfig, rows: int) -> Callable[[], float]:
     made = case(kind)
-    return lambda: max(map(relative, fused(made, spec, rows=rows), plain(made, spec)))
+    return lambda: largest(map(relative, fused(made, spec, rows=rows), plain(made, spec)))
 
 
 def the_columns_only_head() -> Iterator[Check]:
@@ -151,7 +151,7 @@ def the_columns_only_head() -> Iterator[Check]:
 
 def _columns_error(kind: str, spec: ObjectiveConfig, rows: int) -> Callable[[], float]:
     made = case(kind)
-    return lambda: max(map(relative, columns(made, spec, rows=rows), plain(made, spec)))
+    return lambda: largest(map(relative, columns(made, spec, rows=rows), plain(made, spec)))
 
 
 HEADS = (the_fused_head, the_columns_only_head)

@@ -19,7 +19,7 @@ from opdkit.objectives import Objective
 from opdkit.proofs.metrics import KS, SHAPES, dists
 from opdkit.proofs.objectives import relative
 from opdkit.proofs.ours import local, loss, value_and_gradient
-from opdkit.proofs.records import Check, Worst
+from opdkit.proofs.records import Check, Worst, largest
 from opdkit.proofs.specs import K, accepted, logits_pair, named, pairs, presets
 from opdkit.support import RowDist, StoredDist
 from opdkit.types import Batch, Support
@@ -121,7 +121,7 @@ def _held(logp: Tensor, support: Support) -> StoredDist:
 
 
 def _apart(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> float:
-    return max(relative(a, b) for a, b in zip(found, wanted, strict=True))
+    return largest(relative(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def metrics_of_other_numbers() -> Iterator[Check]:
@@ -143,7 +143,7 @@ def metrics_of_other_numbers() -> Iterator[Check]:
         ):
             for name, pair in plain.items():
                 worst.see(
-                    max(float((a - b).abs().max()) for a, b in zip(found[name], pair, strict=True)), name
+                    largest(float((a - b).abs().max()) for a, b in zip(found[name], pair, strict=True)), name
                 )
         keep = torch.arange(len(sampled)) % 2 == 0
         dirty = [
@@ -183,7 +183,7 @@ def positions_that_train() -> Iterator[Check]:
             float(t and (window == 0 or d < window))
             for t, d in zip(trained.tolist(), depth.tolist(), strict=True)
         ]
-        worst.see(max(abs(a - b) for a, b in zip(weight, wanted, strict=True)), f"window = {window}")
+        worst.see(largest(abs(a - b) for a, b in zip(weight, wanted, strict=True)), f"window = {window}")
     yield worst.check("a window: weight 1 inside, 0 outside and where not trained", bound=0.0)
 
 

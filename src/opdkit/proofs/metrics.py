@@ -27,7 +27,7 @@ from opdkit.proofs.metric_oracle import (
     reference_repetition,
     reference_teachable,
 )
-from opdkit.proofs.records import Check, Worst
+from opdkit.proofs.records import Check, Worst, largest
 from opdkit.support import RowDist
 
 KS = (1, 2, 3, 4, 64)
@@ -98,7 +98,7 @@ def over_positions() -> Iterator[Check]:
             for end, trio in zip(
                 (both.largest, both.smallest), reference_extremes(student, teacher, k=k), strict=True
             ):
-                ends.see(max(map(off, (end.advantage, end.student_p, end.teacher_p), trio)), where)
+                ends.see(largest(map(off, (end.advantage, end.student_p, end.teacher_p), trio)), where)
         for name, wanted in reference_teachable(student, teacher).items():
             total, count = teachable(student, teacher)[name]
             reach.see(off(float(total.sum() / count.sum()), wanted), f"{where}, {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from opdkit.config import RECIPES, ObjectiveConfig
 from opdkit.proofs.oracle import NotCovered, oracle, target, target_name, unknown
 from opdkit.proofs.ours import expectation, local
-from opdkit.proofs.records import EXACT, ObjectiveRow
+from opdkit.proofs.records import EXACT, ObjectiveRow, largest
 from opdkit.proofs.specs import (
     PRESET_VOCABULARY,
     VOCABULARY,
@@ -77,9 +78,11 @@ def verdict(row: ObjectiveRow, distance: float) -> ObjectiveRow:
     reasons = []
     if not row.formula_error <= EXACT:
         reasons.append(f"value or gradient is off its formula by {row.formula_error:.1e}")
-    if row.unbiased and not distance <= EXACT:
+    if math.isnan(distance):
+        reasons.append("its mean is no number")
+    elif row.unbiased and not distance <= EXACT:
         reasons.append(f"stated to be unbiased for {row.target}, but its mean is off by {distance:.1e}")
-    if not row.unbiased and not distance > EXACT:
+    elif not row.unbiased and not distance > EXACT:
         reasons.append(f"stated to be biased, but its mean is the gradient of {row.target}")
     return replace(row, reason="; ".join(reasons))
 
@@ -91,7 +94,7 @@ def formula_error(spec: ObjectiveConfig, *, vocabulary: int) -> float:
     sampled = torch.randint(vocabulary, (len(student),), generator=generator)
     value, gradient = local(spec, student, teacher, sampled=sampled)
     wanted_value, wanted = oracle(spec, student, teacher, sampled)
-    return max(relative(value, wanted_value), relative(gradient, wanted))
+    return largest([relative(value, wanted_value), relative(gradient, wanted)])
 
 
 def mean_against_target(spec: ObjectiveConfig, *, vocabulary: int) -> tuple[float, float]:
@@ -110,7 +113,7 @@ def mean_against_target(spec: ObjectiveConfig, *, vocabulary: int) -> tuple[floa
     mean, exact = torch.cat(means), torch.cat(exacts)
     distance = relative(mean, exact)
     if states_unbiased(spec):
-        distance = max(distance, relative(torch.cat(values), torch.cat(divergences)))
+        distance = largest([distance, relative(torch.cat(values), torch.cat(divergences))])
     return distance, float((mean * exact).sum() / (mean.norm() * exact.norm()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from opdkit.config import ObjectiveConfig
@@ -66,6 +66,16 @@ class Check:
         if self.holds or self.reason:
             return self.reason
         return f"off by {self.error:.1e}, at most {self.bound:.0e} is allowed ({self.of})"
+
+
+def largest(errors: Iterable[float]) -> float:
+    """The largest, nan above all: `max` would pass over a nan that does not come first.
+
+    >>> largest([1e-16, math.nan, 2.0])
+    nan
+    """
+    found = list(errors)
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 Proof = Callable[[], Iterator[Check]]

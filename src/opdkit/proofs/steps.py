@@ -19,10 +19,11 @@ from opdkit.models.load import LoadedModel, describe
 from opdkit.models.student import Student
 from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Objective
+from opdkit.proofs.metrics import off
 from opdkit.proofs.objectives import relative
 from opdkit.proofs.oracle import NotCovered, unknown
 from opdkit.proofs.ours import loss
-from opdkit.proofs.records import Check, Worst
+from opdkit.proofs.records import Check, Worst, largest
 from opdkit.proofs.specs import PRESET_VOCABULARY, presets
 from opdkit.run.world import World, whole
 from opdkit.support import RowDist
@@ -104,7 +105,7 @@ class Step:
         gradient = relative(_flat(self.gradient), _flat(other.gradient))
         if self.told.keys() != other.told.keys():
             return float("nan")
-        return max(gradient, *(abs(self.told[k] - v) / max(1.0, abs(v)) for k, v in other.told.items()))
+        return largest([gradient, *(off(self.told[name], value) for name, value in other.told.items())])
 
 
 def _flat(gradient: dict[str, Tensor]) -> Tensor:
@@ -263,7 +264,7 @@ def positions_not_trained_on() -> Iterator[Check]:
 
 def _junk_error(spec: ObjectiveConfig, junk: float) -> float:
     clean, dirty = (_flat(one_step(spec, junk=held).gradient) for held in (None, junk))
-    return 0.0 if torch.equal(clean, dirty) else max(relative(dirty, clean), 1e-300)
+    return 0.0 if torch.equal(clean, dirty) else largest([relative(dirty, clean), 1e-300])
 
 
 STEPS = (a_step_by_hand, any_split, ids_known_early, positions_not_trained_on)
