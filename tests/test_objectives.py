@@ -54,7 +54,7 @@ def config(**keys) -> ObjectiveConfig:
 
 def unchecked(**keys) -> ObjectiveConfig:
     """A record the configuration refuses, for the proofs of why."""
-    return ObjectiveConfig.model_construct(**{**config().model_dump(), **keys})
+    return config().model_copy(update=keys)
 
 
 def local(
@@ -750,7 +750,7 @@ def test_a_window_trains_the_first_tokens_of_every_response():
     batch = Batch(
         rollouts=(), scores={}, row=zeros, depth=depth, sampled_ids=zeros, trained=trained, measured=trained
     )
-    assert Objective(config(window=2)).prepare(batch).weight.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert Objective(config(signal={"window": 2})).prepare(batch).weight.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
     assert Objective(config()).prepare(batch).weight.tolist() == trained.float().tolist()
 
 

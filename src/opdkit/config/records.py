@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
-from opdkit.config.models import ModelConfig, Teacher
+from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.config.sampling import LocalSampling, Sampling
 from opdkit.config.tasks import Task
@@ -153,6 +153,8 @@ class Config(Record):
     """The model that is trained."""
     teacher: Teacher | None = None
     """The model that is imitated; only `distill` has one."""
+    reference: Reference | None = None
+    """What the teacher was before its RL, where `objective.target` is `extrapolated` or `difference`."""
     task: Task
     """Where prompts come from and how responses are judged."""
     objective: ObjectiveConfig = ObjectiveConfig()

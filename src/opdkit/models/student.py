@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measur
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
 from opdkit.models.teacher import teacher_dist
-from opdkit.objectives import Likelihood, Objective
+from opdkit.objectives import Likelihood, Objective, pushed
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
 from opdkit.types import MicroBatch, Support
 
@@ -86,15 +86,19 @@ class Student(nn.Module):
             self.model.train()
 
     def forward(
-        self, micro: MicroBatch, objective: Objective | Likelihood, teacher_head: Head | None = None
+        self,
+        micro: MicroBatch,
+        objective: Objective | Likelihood,
+        heads: Mapping[str, Head] | None = None,
     ) -> tuple[Tensor, Notes]:
+        """`heads`: of the models whose hidden states came with the micro-batch, by their names there."""
         hidden = self._packed_hidden(micro)
         notes = Notes()
         if isinstance(objective, Likelihood):
             return self._alone(hidden, micro, objective, notes), notes
         if objective.columns_only and micro.support is not None:
-            return self._columns(hidden, micro, objective, teacher_head, notes), notes
-        return self._rows(hidden, micro, objective, teacher_head, notes), notes
+            return self._columns(hidden, micro, objective, heads or {}, notes), notes
+        return self._rows(hidden, micro, objective, heads or {}, notes), notes
 
     def _packed_hidden(self, micro: MicroBatch) -> Tensor:
         """[N, D]: the states that predict the response tokens. Rows are right-padded; causal attention never sees padding."""
@@ -104,21 +108,30 @@ class Student(nn.Module):
         return packed if self.compute is None else packed.to(self.compute)
 
     def _rows(
-        self, hidden: Tensor, micro: MicroBatch, objective: Objective, teacher_head: Head | None, notes: Notes
+        self,
+        hidden: Tensor,
+        micro: MicroBatch,
+        objective: Objective,
+        heads: Mapping[str, Head],
+        notes: Notes,
     ) -> Tensor:
         """Full rows, a chunk at a time: any support, any divergence; diagnostics from the chunk that is there anyway."""
-        assert micro.teacher is not None
-        scores = micro.teacher
 
         def loss(logits: Tensor, part: slice) -> Tensor:
             sampled_ids = micro.sampled_ids[part]
             student = RowDist(logits, sampled_ids=sampled_ids)
-            teacher = teacher_dist(scores, teacher_head, part=part, sampled_ids=sampled_ids)
-            support = objective.support(
-                student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part)
-            )
-            loss = _weighted(objective.local(student, teacher, support), micro.weight[part])
-            self._note(notes, micro, part, student, teacher, support)
+            models = {
+                name: teacher_dist(said, heads.get(name), part=part, sampled_ids=sampled_ids)
+                for name, said in micro.scores.items()
+            }
+            p = objective.seen(student)
+            seen = {name: objective.seen(dist) for name, dist in models.items()}
+            q, taken = seen["teacher"], sampled_ids if p.sampled_ids is None else p.sampled_ids
+            support = objective.support(p, q, sampled_ids=taken, given=_cut(micro.support, part))
+            loss = _weighted(objective.local(p, q, support, seen), micro.weight[part])
+            if micro.advantage is not None:
+                loss = loss + pushed(p, micro.advantage[part]).sum()
+            self._note(notes, micro, part, student, models["teacher"], support)
             return loss
 
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
@@ -134,11 +147,16 @@ class Student(nn.Module):
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
 
     def _columns(
-        self, hidden: Tensor, micro: MicroBatch, objective: Objective, teacher_head: Head | None, notes: Notes
+        self,
+        hidden: Tensor,
+        micro: MicroBatch,
+        objective: Objective,
+        heads: Mapping[str, Head],
+        notes: Notes,
     ) -> Tensor:
         """Only the support's columns of both heads; diagnostics on the measured positions alone."""
-        assert micro.teacher is not None and micro.support is not None and micro.support.ids is not None
-        scores, ids = micro.teacher, micro.support.ids
+        assert micro.support is not None and micro.support.ids is not None
+        scores, ids, teacher_head = micro.scores["teacher"], micro.support.ids, heads.get("teacher")
 
         def loss(logits: Tensor, part: slice) -> Tensor:
             student = ColumnDist(logits, ids=ids[part])
@@ -148,8 +166,9 @@ class Student(nn.Module):
                 teacher = ColumnDist(teacher_head.columns(scores.hidden[part], ids[part]), ids=ids[part])
             else:
                 teacher = teacher_dist(scores, None, part=part, sampled_ids=micro.sampled_ids[part])
-            support = _cut(micro.support, part)
-            assert support is not None
+            given = _cut(micro.support, part)
+            assert given is not None
+            support = objective.support(student, teacher, sampled_ids=micro.sampled_ids[part], given=given)
             return _weighted(objective.local(student, teacher, support), micro.weight[part])
 
         self._note_sample(hidden.detach(), micro, teacher_head, notes)
@@ -184,11 +203,10 @@ class Student(nn.Module):
     def _note_sample(
         self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes
     ) -> None:
-        assert micro.teacher is not None
         for here in micro.measured.nonzero()[:, 0].split(self.head.chunk_rows(self.chunk_rows)):
             sampled_ids = micro.sampled_ids[here]
             student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
-            teacher = teacher_dist(micro.teacher, teacher_head, part=here, sampled_ids=sampled_ids)
+            teacher = teacher_dist(micro.scores["teacher"], teacher_head, part=here, sampled_ids=sampled_ids)
             notes.student_logp.append(student.sampled)
             notes.teacher_logp.append(teacher.sampled)
             notes.sampled_index.append(micro.index[here])
@@ -287,8 +305,7 @@ def _cut(support: Support | None, part: slice) -> Support | None:
 def _rows_of(teacher: Dist, rows: Tensor, micro: MicroBatch, here: Tensor) -> Dist:
     if isinstance(teacher, RowDist):
         return teacher.rows(rows)
-    assert micro.teacher is not None
-    return teacher_dist(micro.teacher, None, part=here, sampled_ids=micro.sampled_ids[here])
+    return teacher_dist(micro.scores["teacher"], None, part=here, sampled_ids=micro.sampled_ids[here])
 
 
 def _silence_dropout(model: nn.Module) -> None:

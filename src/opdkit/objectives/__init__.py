@@ -9,15 +9,18 @@ from opdkit.objectives.likelihood import (
     imitation,
     push_down,
 )
-from opdkit.objectives.objective import Objective
+from opdkit.objectives.objective import Objective, pushed
+from opdkit.objectives.selection import Moment
 
 __all__ = [
     "DIVERGENCES",
     "DivergenceTerms",
     "Likelihood",
+    "Moment",
     "Objective",
     "advantages",
     "group_relative",
     "imitation",
     "push_down",
+    "pushed",
 ]

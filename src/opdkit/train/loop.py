@@ -25,9 +25,11 @@ import torch
 from opdkit.config import Config
 from opdkit.diagnostics import Monitor
 from opdkit.engines.client import EngineError
+from opdkit.models.head import Head
 from opdkit.models.load import LoadedModel, pick_device
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.teacher import LocalTeacher
+from opdkit.objectives import Moment
 from opdkit.run.checkpoint import save_checkpoint
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
@@ -35,7 +37,7 @@ from opdkit.tasks import load_task
 from opdkit.train.collate import collate
 from opdkit.train.evaluate import evaluate
 from opdkit.train.feed import OnPolicy, Stoppable, early_ids
-from opdkit.train.learner import Update
+from opdkit.train.learner import Part, Update
 from opdkit.train.look import tokens_of
 from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
 from opdkit.train.stage import Stage, set_stage
@@ -82,7 +84,7 @@ def run_story(config: Config, *, resume: Path | None = None, talk: Talk | None =
 
 def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     cfg, plan, learner, clock = stage.config, stage.plan, stage.learner, stage.clock
-    teacher_head = None if stage.teacher is None else stage.teacher.head
+    heads = _heads(stage)
     done = saved = whole = stage.start  # `whole`: updated, published and logged
     _open(stage, talk)
     monitor = _watch(stage, talk)
@@ -101,12 +103,11 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                     seed=cfg.seed,
                     step=step,
                     early_ids=early_ids(plan, rollouts, scores, k=cfg.objective.k),
-                    early_source=plan.early_ids or "sampler",
+                    early_source=plan.early_ids or "student",
                 )
-                signal = plan.objective.prepare(batch)
-                update = learner.update(
-                    batch, signal, objective=plan.objective, teacher_head=teacher_head, step=step
-                )
+                objective = plan.objective.at(step)
+                signal = objective.prepare(batch, Moment(cfg.seed, step))
+                update = learner.update(Part(batch, signal, objective), heads=heads, step=step)
             unpublished = _published(stage)  # unchanged after a skipped step
             _refresh_teacher(stage, done)
 
@@ -149,6 +150,12 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     finally:
         stage.sampler.close()
     return 0
+
+
+def _heads(stage: Stage) -> dict[str, Head]:
+    """Lent by the models that send hidden states, by name."""
+    scorers = {**({} if stage.teacher is None else {"teacher": stage.teacher}), **stage.others}
+    return {name: scorer.head for name, scorer in scorers.items() if scorer.head is not None}
 
 
 def _publish(stage: Stage) -> None:

@@ -37,7 +37,7 @@ from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import Learner
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
-from opdkit.train.teachers import check_teacher_weights, open_teacher, refuse_another
+from opdkit.train.teachers import check_teacher_weights, open_others, open_teacher, refuse_another
 from opdkit.types import Finding, Prompt, UserError
 
 
@@ -66,6 +66,7 @@ class Stage:
     learner: Learner
     sampler: Stoppable
     teacher: Teacher | None
+    others: Mapping[str, Teacher]  # models beside student and teacher
     feed: OnPolicy | Demonstrations | Rounds
     clock: Clock
     findings: tuple[Finding, ...]
@@ -124,13 +125,16 @@ def _set(
     )
     if saved is not None:
         refuse_another(teacher, saved.state.get("known", {}))
-    findings = (*findings, *probed)
+    others, also = open_others(
+        config, plan.others, rows=plan.rows, device=world.device, student=loaded, resumed=saved is not None
+    )
+    findings = (*findings, *probed, *also)
     sampler = Stoppable(_sampler(config, plan, loaded, world, folder, saved), stop, world)
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
     clock = Clock()
-    feed = _feed(config, plan, world, task, prompts, folder, loaded, sampler, teacher, clock, start)
+    feed = _feed(config, plan, world, task, prompts, folder, loaded, sampler, teacher, others, clock, start)
     return Stage(
         config,
         plan,
@@ -143,6 +147,7 @@ def _set(
         learner,
         sampler,
         teacher,
+        others,
         feed,
         clock,
         findings,
@@ -159,6 +164,7 @@ def _feed(
     loaded: LoadedModel,
     sampler: Stoppable,
     teacher: Teacher | None,
+    others: Mapping[str, Teacher],
     clock: Clock,
     start: int,
 ) -> OnPolicy | Demonstrations | Rounds:
@@ -188,6 +194,7 @@ def _feed(
         start=start,
         teacher_prompt_ids=prompts.teacher_ids,
         student=loaded,
+        others=others,
     )
 
 
