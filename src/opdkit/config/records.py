@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
+from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.config.sampling import LocalSampling, Sampling
@@ -110,6 +111,8 @@ HealthName = Literal[
     "gradient_spike",
     "flat_small_loss",
     "sampler_mismatch",
+    "mass_left_out",
+    "clipped_signal",
     "skipped_steps",
     "accuracy_fall",
 ]
@@ -159,6 +162,8 @@ class Config(Record):
     """Where prompts come from and how responses are judged."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Which tokens are compared, by which divergence, through which estimator."""
+    mix: MixConfig = MixConfig()
+    """Demonstrations beside own rollouts, in `distill`."""
     sampling: Sampling = LocalSampling()
     """How rollouts are drawn."""
     optim: OptimConfig = OptimConfig()

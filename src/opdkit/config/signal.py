@@ -103,8 +103,3 @@ class SignalConfig(Record):
     def pushes(self) -> bool:
         """Whether a sampled token gets an advantage beside the divergence at its position."""
         return self.discount > 0.0 or self.reward != "none" or self.control != "none"
-
-    @property
-    def largest_weight(self) -> float:
-        """`positions_value`, or what stands for it."""
-        return self.positions_value or (1.5 if self.positions == "prefix" else 512.0)

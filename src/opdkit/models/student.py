@@ -10,7 +10,7 @@ import ctypes
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measur
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
 from opdkit.models.teacher import teacher_dist
-from opdkit.objectives import Likelihood, Objective, pushed
+from opdkit.objectives import Likelihood, Objective, guard, pushed
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
 from opdkit.types import MicroBatch, Support
 
+Compared = tuple[Objective, Support]
+"""An objective and what it looked at in a chunk."""
 MEASURED_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Logits of positions that are measured together: on a CPU a piece stays in cache."""
 # glibc has it, musl has not
@@ -131,7 +133,7 @@ class Student(nn.Module):
             loss = _weighted(objective.local(p, q, support, seen), micro.weight[part])
             if micro.advantage is not None:
                 loss = loss + pushed(p, micro.advantage[part]).sum()
-            self._note(notes, micro, part, student, models["teacher"], support)
+            self._note(notes, micro, part, student, models["teacher"], (objective, support))
             return loss
 
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
@@ -182,14 +184,14 @@ class Student(nn.Module):
         part: slice,
         student: RowDist,
         teacher: Dist,
-        support: Support,
+        compared: Compared,
     ) -> None:
         """Sampled log-probs everywhere (they are by-products), the full set of diagnostics where `measured` says."""
         notes.student_logp.append(student.sampled.detach())
         notes.teacher_logp.append(teacher.sampled.detach())
         notes.sampled_index.append(micro.index[part])
         here = micro.measured[part].nonzero()[:, 0]
-        self._measure_pieces(notes, micro, here, here + part.start, student, teacher, support.keep)
+        self._measure_pieces(notes, micro, here, here + part.start, student, teacher, compared)
 
     @torch.no_grad()
     def _note_alone(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist) -> None:
@@ -221,9 +223,9 @@ class Student(nn.Module):
         here: Tensor,
         student: RowDist,
         teacher: Dist,
-        keep: Tensor | None = None,
+        compared: Compared | None = None,
     ) -> None:
-        """Measure `rows` of a chunk, which are positions `here`, a few at a time. `keep` [n, S]: the chunk's support.
+        """Measure `rows` of a chunk, which are positions `here`, a few at a time.
 
         Diagnostics make some twenty tensors of a piece's size.
         """
@@ -231,8 +233,10 @@ class Student(nn.Module):
         size = max(1, budget // (4 * self.head.rows))
         for some, at in zip(rows.split(size), here.split(size), strict=True):
             if len(at):
-                kept = None if keep is None else keep[some]
-                self._measure(notes, micro, at, student.rows(some), _rows_of(teacher, some, micro, at), kept)
+                p, q = student.rows(some), _rows_of(teacher, some, micro, at)
+                self._measure(
+                    notes, micro, at, p, q, {} if compared is None else _guarded(compared, p, q, some)
+                )
         if len(here) and self.head.chunk_rows(self.chunk_rows) < len(micro.index):
             _give_back(here.device)
 
@@ -243,10 +247,9 @@ class Student(nn.Module):
         here: Tensor,
         student: RowDist,
         teacher: Dist,
-        keep: Tensor | None = None,
+        guards: Measures,
     ) -> None:
-        measures = dict(measure(student, teacher, k=self.k, ks=self.ks))
-        measures |= _support_size(keep)
+        measures = dict(measure(student, teacher, k=self.k, ks=self.ks)) | guards
         measures |= _mismatch(student, micro, here)
         if micro.support is not None and micro.support.ids is not None and micro.support.source == "sampler":
             ids = micro.support.ids[here]
@@ -262,13 +265,13 @@ class Student(nn.Module):
         return torch.autocast(device.type, dtype=self.compute)
 
 
-def _support_size(keep: Tensor | None) -> Measures:
-    """How many tokens the objective compared, and how often none: an empty set trains nothing, and is counted."""
-    if keep is None:
+def _guarded(compared: Compared, student: RowDist, teacher: Dist, some: Tensor) -> Measures:
+    """What the objective leaves out at `some` positions of its chunk."""
+    objective, support = compared
+    if support.ids is None or support.keep is None:
         return {}
-    size = keep.sum(-1).float()
-    one = torch.ones_like(size)
-    return {"support_size": (size, one), "support_empty_fraction": ((size == 0).float(), one)}
+    here = replace(support, ids=support.ids[some], keep=support.keep[some])
+    return guard(objective.spec, objective.seen(student), objective.seen(teacher), here)
 
 
 def _mismatch(student: Dist, micro: MicroBatch, here: Tensor) -> Measures:

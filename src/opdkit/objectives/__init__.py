@@ -2,6 +2,7 @@
 tokens taken, weighted. Proven in tests/test_objectives.py and tests/test_likelihood.py."""
 
 from opdkit.objectives.divergence import DIVERGENCES, DivergenceTerms
+from opdkit.objectives.guards import guard
 from opdkit.objectives.likelihood import (
     Likelihood,
     advantages,
@@ -20,6 +21,7 @@ __all__ = [
     "Objective",
     "advantages",
     "group_relative",
+    "guard",
     "imitation",
     "push_down",
     "pushed",

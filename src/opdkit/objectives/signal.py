@@ -30,6 +30,8 @@ from opdkit.objectives.selection import Moment, column, selected
 from opdkit.objectives.shaping import shaped
 from opdkit.types import Batch, Rollout, Signal
 
+POSITIONS = {"prefix": 1.5, "half_life": 512.0}
+"""Where `positions_value` is unset: the authors' largest weight; tokens, ours."""
 RIGHT = 0.5
 """A score above this is of a right response."""
 
@@ -74,10 +76,12 @@ def _weights(spec: ObjectiveConfig, batch: Batch, ratio: Tensor, learns: Tensor,
     """m_t ≥ 0; exactly 0 or 1 where nothing but masks and windows is asked for."""
     signal = spec.signal
     weight = learns.to(torch.float32)
-    if signal.positions == "prefix":
-        weight = weight * prefix_weights(ratio, batch.row, largest=signal.largest_weight)
-    if signal.positions == "half_life":
-        weight = weight * torch.exp2(-batch.depth / signal.largest_weight)
+    if signal.positions != "none":
+        value = signal.positions_value or POSITIONS[signal.positions]
+        by_depth = torch.exp2(-batch.depth / value)
+        weight = weight * (
+            prefix_weights(ratio, batch.row, largest=value) if signal.positions == "prefix" else by_depth
+        )
     if signal.select != "none":
         weight = torch.where(selected(spec, batch, learns, moment), weight, 0.0)
     if signal.gate == "verifier":

@@ -106,15 +106,19 @@ class OnPolicy:
 
     def _scores(self, rollouts: Sequence[Rollout]) -> dict[str, list[Scores]]:
         """What each scorer said, by its name."""
-        said = {}
-        for name, scorer in self.scorers.items():
-            needs = self.plan.needs_of(name)
-            ids = candidates(self.plan, rollouts) if needs.at_ids else None
-            ask = partial(scorer.score, rollouts, ids=ids, needs=needs)
-            told = together(self.world, partial(self.sampler.attempt, ask))
-            self.sampler.settle()  # a served teacher may be waited for long, and a signal must not
-            said[name] = told or []
-        return said
+        return {name: self._score(name, rollouts, self.plan.needs_of(name)) for name in self.scorers}
+
+    def scores_of_others(self, rollouts: Sequence[Rollout], needs: Needs) -> dict[str, list[Scores]]:
+        """The same of rollouts that somebody else made, by `needs` that ask for no candidates of the student's."""
+        with self.clock.timed("score"):
+            return {name: self._score(name, rollouts, needs) for name in self.scorers}
+
+    def _score(self, name: str, rollouts: Sequence[Rollout], needs: Needs) -> list[Scores]:
+        ids = candidates(self.plan, rollouts) if needs.at_ids else None
+        ask = partial(self.scorers[name].score, rollouts, ids=ids, needs=needs)
+        told = together(self.world, partial(self.sampler.attempt, ask))
+        self.sampler.settle()  # a served teacher may be waited for long, and a signal must not
+        return told or []
 
 
 def with_candidates(student: LoadedModel, rollouts: Sequence[Rollout], *, needs: Needs) -> list[Rollout]:

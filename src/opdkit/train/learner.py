@@ -86,7 +86,8 @@ class Learner:
         `heads`: of the models that sent hidden states, by name.
         """
         count = self._global_count(parts)
-        loss, notes = self._backward(parts, heads or {}, count)
+        losses, notes = self._backward(parts, heads or {}, count)
+        loss = sum(losses)
         batch = parts[0].batch
         norm = self._clip()
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -95,7 +96,9 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if skipped:
             self._skip(loss, norm)
-        tallied, sequences = self._tally(batch, notes, loss * count, count)
+        tallied, sequences = self._tally(batch, notes, losses[0] * count, self._global_count(parts[:1]))
+        if len(parts) > 1:
+            tallied = tallied + Tally({"loss_data": (losses[1] * count, self._global_count(parts[1:]))})
         return Update(tallied, sequences, merge(notes.extremes), grad_norm=norm, skipped=skipped)
 
     def _global_count(self, parts: Sequence[Part]) -> float:
@@ -108,12 +111,12 @@ class Learner:
         parts: Sequence[Part],
         heads: Mapping[str, Head],
         count: float,
-    ) -> tuple[float, Notes]:
-        """Gradients of Σ loss / count into the parameters; returns that loss over all ranks, and this rank's notes of the
-        first part."""
+    ) -> tuple[list[float], Notes]:
+        """Gradients of Σ loss / count into the parameters; each part's share of that loss over all ranks, and this rank's
+        notes of the first."""
         budget = self.cfg.batch_tokens
         device = next(self.student.parameters()).device
-        total, told = torch.zeros((), dtype=torch.float64, device=device), Notes()
+        total, told = torch.zeros(len(parts), dtype=torch.float64, device=device), Notes()
         for number, part in enumerate(parts):
             mine = len(row_groups(part.batch.rollouts, budget=budget, device=device))
             everyone = int(self.world.max(torch.tensor([float(mine)])).item())
@@ -122,10 +125,10 @@ class Learner:
             ):
                 loss, seen = self.module(micro, part.objective, heads)
                 (loss / count).backward()
-                total += loss.detach().to(torch.float64)
+                total[number] += loss.detach().to(torch.float64)
                 if number == 0:
                     told.extend(seen)
-        return float(self.world.sum(total).item()) / count, told
+        return (self.world.sum(total) / count).tolist(), told
 
     def _clip(self) -> float:
         """Scales gradients to norm `optim.clip` at most; returns the norm before, over all ranks."""

@@ -41,6 +41,7 @@ from opdkit.train.learner import Part, Update
 from opdkit.train.look import tokens_of
 from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
 from opdkit.train.stage import Stage, set_stage
+from opdkit.train.switch import switch_step
 from opdkit.train.teachers import known_of
 from opdkit.types import Finding, Rollout, RunError
 
@@ -91,6 +92,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     try:
         _publish(stage)
         _examine(stage, done, talk)  # before the first step, or what a stopped run left out
+        switched = _switched(stage, done, talk)
         began = time.perf_counter()
         for step, rollouts, scores in stage.feed:
             done = step + 1
@@ -106,8 +108,10 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                     early_source=plan.early_ids or "student",
                 )
                 objective = plan.objective.at(step)
-                signal = objective.prepare(batch, Moment(cfg.seed, step))
-                update = learner.update(Part(batch, signal, objective), heads=heads, step=step)
+                moment = Moment(cfg.seed, step, rewarded=switched is not None and step >= switched)
+                own = Part(batch, objective.prepare(batch, moment), objective)
+                parts = [own] if stage.mix is None else [own, stage.mix.part(step)]
+                update = learner.update(*parts, heads=heads, step=step)
             unpublished = _published(stage)  # unchanged after a skipped step
             _refresh_teacher(stage, done)
 
@@ -131,6 +135,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
             if unpublished:  # nor examine weights that the engine does not have
                 raise unpublished
             _examine(stage, done, talk)  # after saving: being cut off costs no step
+            switched = _switched(stage, done, talk) if switched is None else switched
             if done < cfg.steps and (why := _critical(stage, findings)):
                 if done > saved:
                     save(stage, done)
@@ -320,6 +325,35 @@ def _examined(stage: Stage, sampler: Stoppable) -> dict[str, Any]:
         seed=cfg.seed,
         world=stage.world,
     )
+
+
+def _switched(stage: Stage, done: int, talk: Talk) -> int | None:
+    """The step from which only the task's reward teaches, where that is asked for; told once."""
+    cfg, folder = stage.config, stage.folder
+    if cfg.objective.signal.reward != "sequential":
+        return None
+    rows = (
+        []
+        if folder is None
+        else [(row["step"], row["avg_at_k"]) for row in folder.read_eval() if "avg_at_k" in row]
+    )
+    at: int | None = stage.world.gather(switch_step(cfg, rows))[0]
+    if at is None or folder is None or any(row["name"] == "reward_switch" for row in folder.read_findings()):
+        return at
+    why = "as configured" if cfg.objective.signal.switch_step else "evaluation is flat"
+    _tell(
+        stage,
+        Finding(
+            name="reward_switch",
+            severity="info",
+            message=f"from step {at + 1} on the task's reward teaches alone ({why})",
+            numbers={"step": at},
+            step=done,
+            source="arXiv 2609.04108",
+        ),
+        talk,
+    )
+    return at
 
 
 def _exam_due(cfg: Config, done: int) -> bool:

@@ -11,6 +11,7 @@ from opdkit.config import Config, LocalSampling, LocalTeacher, VllmSampling, Vll
 from opdkit.engines.vllm_http import server_reach, server_top_k
 from opdkit.models.load import open_config, open_stop_ids, open_tokenizer, vocabulary_rows
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation, push_down
+from opdkit.train.rails import guard_rails
 from opdkit.train.teachers import Offer, offer_of, offers_of_others
 from opdkit.types import Finding, Needs, UserError
 
@@ -118,6 +119,7 @@ def _with_teacher(config: Config) -> Plan:
     offer = replace(offer, context=min(o.context for o in (offer, *others.values())))
     ends, special = _named_ids(config, student_tokenizer, rows)
     objective = Objective(config.objective, ends=ends, special=special)
+    _refuse_rewards(config)
     _refuse_unmet(objective, offer, config)
     _refuse_others(objective, others, config)
     _refuse_wide(_widths(config), rows)
@@ -139,7 +141,7 @@ def _with_teacher(config: Config) -> Plan:
         early_ids=early,
         tokenizer=student_tokenizer,
         teacher=offer,
-        findings=_narrow(config, offer, rows),
+        findings=(*_narrow(config, offer, rows), *guard_rails(config, rows)),
     )
 
 
@@ -189,6 +191,19 @@ def _narrow(config: Config, offer: Offer, rows: int) -> tuple[Finding, ...]:
             remedy=f"start vLLM with --max-logprobs {wanted}, or: opd serve MODEL --max-top-k {wanted}",
         ),
     )
+
+
+def _refuse_rewards(config: Config) -> None:
+    """Rewards relative to a group need one, and a switch at flat evaluations needs evaluations."""
+    signal = config.objective.signal
+    grouped = signal.reward != "none" or signal.prompts == "pass_rate"
+    if grouped and config.sampling.responses < 2:
+        raise UserError("a group of one response has no spread", hint="sampling.responses=8")
+    if signal.reward == "sequential" and not signal.switch_step and not config.eval.every:
+        raise UserError(
+            "the reward takes over when evaluation is flat, and nothing is evaluated on the way",
+            hint="eval.every=10, or objective.signal.switch_step=60",
+        )
 
 
 def _widths(config: Config) -> dict[str, int]:

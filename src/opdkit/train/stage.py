@@ -35,6 +35,7 @@ from opdkit.run.world import World
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
 from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import Learner
+from opdkit.train.mix import Mix, mixed_objective
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
 from opdkit.train.teachers import check_teacher_weights, open_others, open_teacher, refuse_another
@@ -68,6 +69,7 @@ class Stage:
     teacher: Teacher | None
     others: Mapping[str, Teacher]  # models beside student and teacher
     feed: OnPolicy | Demonstrations | Rounds
+    mix: Mix | None  # data beside own rollouts
     clock: Clock
     findings: tuple[Finding, ...]
 
@@ -77,6 +79,8 @@ def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Pa
     require_trackers(config.track)
     _refuse_ranks(config, world)
     plan = make_plan(config)
+    if config.story == "distill":
+        mixed_objective(config, plan)
     prompts = encoded_prompts(config, task, plan)
     _check_weights(config, resume)
     _check_sampler(config)
@@ -149,6 +153,7 @@ def _set(
         teacher,
         others,
         feed,
+        _mix(config, plan, world, prompts, feed),
         clock,
         findings,
     )
@@ -196,6 +201,14 @@ def _feed(
         student=loaded,
         others=others,
     )
+
+
+def _mix(
+    config: Config, plan: Plan, world: World, prompts: Prompts, feed: OnPolicy | Demonstrations | Rounds
+) -> Mix | None:
+    if not (config.mix.demonstrations and isinstance(feed, OnPolicy)):
+        return None
+    return Mix(config, plan, rollouts=prompts.demonstrations, score=feed.scores_of_others, world=world)
 
 
 def _check_sampler(config: Config) -> None:
