@@ -208,7 +208,8 @@ def _refuse_rewards(config: Config) -> None:
 
 def _widths(config: Config) -> dict[str, int]:
     wide = {"diagnostics.k": config.diagnostics.k, "sampling.top_k": config.sampling.top_k}
-    if config.objective.of_student or config.objective.of_teacher:
+    spec = config.objective
+    if spec.of_student or spec.of_teacher or spec.signal.reads_candidates:
         wide = {"objective.k": config.objective.k, **wide}
     if config.objective.forward_gate > 0.0:
         wide = {"objective.gate_k": config.objective.gate_k, **wide}
