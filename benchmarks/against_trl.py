@@ -136,11 +136,15 @@ class Ours:
             scores = self.teacher.score(rollouts, needs=Needs(full=True))
         with self._timed("update"):
             batch = collate(
-                rollouts, scores, measured_positions=self.diagnostics.positions, seed=SEED, step=step
+                rollouts,
+                {"teacher": scores},
+                measured_positions=self.diagnostics.positions,
+                seed=SEED,
+                step=step,
             )
             signal = self.objective.prepare(batch)
             update = self.learner.update(
-                batch, signal, objective=self.objective, teacher_head=self.teacher.head, step=step
+                Part(batch, signal, self.objective), heads={"teacher": self.teacher.head}, step=step
             )
             self.sampler.sync(None, version=self.learner.version)
             metrics_row(

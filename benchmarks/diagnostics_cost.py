@@ -45,7 +45,7 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Objective
 from opdkit.run.world import World
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner
+from opdkit.train.learner import Learner, Part
 from opdkit.train.record import metrics_row
 from opdkit.types import Needs, Prompt, Rollout, Scores
 
@@ -79,14 +79,14 @@ class Step:
     def update(self, rollouts: list[Rollout], scores: list[Scores], step: int, *, measuring: bool) -> float:
         """Processor seconds."""
         began = time.process_time()
-        batch = collate(rollouts, scores, measured_positions=self.diagnostics.positions, seed=0, step=step)
+        batch = collate(
+            rollouts, {"teacher": scores}, measured_positions=self.diagnostics.positions, seed=0, step=step
+        )
         if not measuring:
             batch = replace(batch, measured=torch.zeros_like(batch.measured))
         update = self.learner.update(
-            batch,
-            self.objective.prepare(batch),
-            objective=self.objective,
-            teacher_head=self.teacher.head,
+            Part(batch, self.objective.prepare(batch), self.objective),
+            heads={"teacher": self.teacher.head},
             step=step,
         )
         metrics_row(

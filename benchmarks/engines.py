@@ -57,7 +57,7 @@ from opdkit.models.teacher import LocalTeacher  # noqa: E402
 from opdkit.objectives import Objective  # noqa: E402
 from opdkit.run.world import World  # noqa: E402
 from opdkit.train.collate import collate  # noqa: E402
-from opdkit.train.learner import Learner  # noqa: E402
+from opdkit.train.learner import Learner, Part  # noqa: E402
 from opdkit.types import Needs, Prompt, Rollout  # noqa: E402
 
 VOCABULARY, PROMPT, RESPONSE, ROWS, K = 512, 32, 64, 32, 16
@@ -177,10 +177,8 @@ def losses(
         ids = [r.topk_ids for r in rollouts] if early else None
         needs = Needs(sampled=True, top_k=K, at_ids=early)
         scores = teacher.score(rollouts, needs=needs, ids=ids)
-        batch = collate(rollouts, scores, early_ids=ids, step=step)  # type: ignore[arg-type]
-        update = learner.update(
-            batch, objective.prepare(batch), objective=objective, teacher_head=None, step=step
-        )
+        batch = collate(rollouts, {"teacher": scores}, early_ids=ids, step=step)  # type: ignore[arg-type]
+        update = learner.update(Part(batch, objective.prepare(batch), objective), step=step)
         found.append(update.tally.means()["loss"])
     return found
 

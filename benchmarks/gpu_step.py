@@ -37,7 +37,7 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Objective
 from opdkit.run.world import World
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner, Update
+from opdkit.train.learner import Learner, Part, Update
 from opdkit.train.record import metrics_row, peak_mb
 from opdkit.types import Needs, Prompt, Rollout
 
@@ -208,10 +208,10 @@ class Ours:
             scores = self.teacher.score(rollouts, needs=Needs(full=True))
         with self.phases.timed("update"):
             positions = self.diagnostics.positions
-            batch = collate(rollouts, scores, measured_positions=positions, seed=SEED, step=step)
+            batch = collate(rollouts, {"teacher": scores}, measured_positions=positions, seed=SEED, step=step)
             signal = self.objective.prepare(batch)
             update = self.learner.update(
-                batch, signal, objective=self.objective, teacher_head=self.teacher.head, step=step
+                Part(batch, signal, self.objective), heads={"teacher": self.teacher.head}, step=step
             )
         with self.phases.timed("sync"):
             weights = None if self.sampler.shares_weights else self.learner.weights()

@@ -95,9 +95,9 @@ class Stage:
             == (0 if measured else -1),
             index=torch.arange(positions),
             support=of_ids(self.ids, source="sampler") if given_ids or objective.columns_only else None,
-            teacher=Scores(fingerprint="", hidden=self.teacher_hidden),
+            scores={"teacher": Scores(fingerprint="", hidden=self.teacher_hidden)},
         )
-        loss, _ = student(micro, objective, self.teacher_head)
+        loss, _ = student(micro, objective, {"teacher": self.teacher_head})
         return loss / positions
 
     def gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def main():
         trained=(True, True, False, False, False, True, True),  # 30, 31, 32 are the tool's words
     )
     plain = Rollout(prompt, response_ids=(10, 13, 1), finish_reason="stop")  # None: all of them train
-    batch = collate([called, plain], scores=[])  # without scores: this example brings its own teacher
+    batch = collate([called, plain], scores={})  # without scores: this example brings its own teacher
     generator = torch.Generator().manual_seed(0)
     p, q = torch.randn(2, len(batch.row), VOCABULARY, generator=generator, dtype=torch.float64)
     mean, gradient = step(batch, p, q)

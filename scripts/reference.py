@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from opdkit.config import RECIPES, Config
+from opdkit.config import RECIPES, Config, ObjectiveConfig
+from opdkit.config.objective import STUDENT_SETS, TEACHER_SETS
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 COMMANDS = ("demo", "train", "eval", "report", "serve", "study build", "selftest")
@@ -108,16 +109,22 @@ def cell(text: str) -> str:
 
 def preset_table() -> str:
     """Preset → what it is and sets, what its gradient is, what the teacher sends, where it comes from."""
-    rows = ["| preset | what | sets | gradient | teacher sends | source | not in it |", "|---" * 7 + "|"]
+    columns = ["preset", "what", *_COLUMNS, "and", "gradient", "teacher sends", "source", "not in it"]
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, recipe in RECIPES.items():
-        keys = ", ".join(f"{key} = {value}" for key, value in recipe.keys.items() if value not in _USUAL)
-        cells = (recipe.what, keys, recipe.gradient, recipe.cost, recipe.source, recipe.without)
+        spec = ObjectiveConfig.model_validate({"preset": name})
+        named = [str(getattr(spec, column)) for column in _COLUMNS]
+        if spec.support in (*STUDENT_SETS, *TEACHER_SETS):
+            named[0] += f", k = {spec.k}"
+        more = {k: v for k, v in recipe.keys.items() if k not in (*_COLUMNS, "k", "weights", "signal")}
+        more |= {f"signal.{k}": v for k, v in recipe.keys.get("signal", {}).items()}
+        also = ", ".join(f"{key} = {value}" for key, value in more.items())
+        cells = (recipe.what, *named, also, recipe.gradient, recipe.cost, recipe.source, recipe.without)
         rows.append(f"| `{name}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
 
 
-_USUAL = ("reverse_kl", "student", "none", "score_function")
-"""Left out of the table: reverse KL, the student's weights, raw probabilities, the score function."""
+_COLUMNS = ("support", "divergence", "normalisation", "estimator")
 
 
 def help_text(command: str) -> str:

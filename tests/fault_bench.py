@@ -25,6 +25,7 @@ from opdkit.models.sampler import LocalSampler
 from opdkit.run.world import World
 from opdkit.train.collate import collate
 from opdkit.train.feed import candidates, early_ids
+from opdkit.train.learner import Part
 from opdkit.train.plan import make_plan
 from opdkit.train.stage import make_learner
 from opdkit.train.teachers import open_teacher
@@ -144,18 +145,16 @@ class Bench:
         plan = self.plan
         batch = collate(
             rollouts,
-            scores,
+            {"teacher": scores},
             measured_positions=0,
             seed=0,
             step=0,
-            early_ids=early_ids(plan, rollouts, scores, k=self.config.objective.k),
-            early_source=plan.early_ids or "sampler",
+            early_ids=early_ids(plan, rollouts, {"teacher": scores}, k=self.config.objective.k),
+            early_source=plan.early_ids or "student",
         )
         update = learner.update(
-            batch,
-            plan.objective.prepare(batch),
-            objective=plan.objective,
-            teacher_head=self.teacher.head,
+            Part(batch, plan.objective.prepare(batch), plan.objective),
+            heads={"teacher": self.teacher.head},
             step=0,
         )
         assert not update.skipped

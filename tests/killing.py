@@ -73,6 +73,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "objective.k": 4,
         "sampling.temperature": 0.8,
     },
+    # three models beside the student, credit for the future, a reward that takes over, demonstrations in every step
+    "signals": {
+        "teacher": "teacher",
+        "reference": "reference",
+        "task.grader.type": "regex",
+        "task.grader.pattern": r"'(\d)'",
+        "objective": "sampled",
+        "objective.target": "difference",
+        "objective.anchor": 0.1,
+        "objective.signal.discount": 0.9,
+        "objective.signal.select": "random",
+        "objective.signal.share": 0.7,
+        "objective.signal.reward": "sequential",
+        "objective.signal.switch_step": 7,
+        "mix.demonstrations": 3,
+        "mix.path": "shown.jsonl",
+    },
 }
 
 
@@ -302,7 +319,7 @@ class Case:
         """Writes models and prompts, and makes the reference run."""
         write_inputs(folder)
         settings = SETTINGS | VARIANTS[variant] | {key.replace("__", "."): v for key, v in changes.items()}
-        for key in ("teacher", "task"):
+        for key in ("teacher", "reference", "task", "mix.path"):
             if key in settings:
                 settings[key] = str(folder / settings[key])
         settings |= {
@@ -358,7 +375,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 
 
 def write_inputs(folder: Path) -> None:
-    """A student, a wider teacher, sums to train on and others to be examined on."""
+    """A student, a wider teacher, what that was before, sums to train on, to be examined on, and with answers shown."""
     from transformers.utils import logging
 
     from models import tiny_model, tiny_tokenizer
@@ -366,12 +383,13 @@ def write_inputs(folder: Path) -> None:
     logging.disable_progress_bar()
     if (folder / "eval.jsonl").exists():
         return
-    for name, seed, hidden in (("student", 1, 32), ("teacher", 2, 48)):
+    for name, seed, hidden in (("student", 1, 32), ("teacher", 2, 48), ("reference", 3, 32)):
         tiny_model("smollm", seed=seed, hidden=hidden, spread=0.15).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
-    for name, first, count in (("train", 2, 22), ("eval", 40, 6)):
+    for name, first, count in (("train", 2, 22), ("shown", 70, 9), ("eval", 40, 6)):
         rows = [
-            {"prompt": f"Compute {a} + {a % 7}", "answer": str(a % 10)} for a in range(first, first + count)
+            {"prompt": f"Compute {a} + {a % 7}", "answer": str(a % 10), "response": str(a + a % 7)}
+            for a in range(first, first + count)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -21,7 +21,7 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation
 from opdkit.run.world import World, whole
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner
+from opdkit.train.learner import Learner, Part
 from opdkit.types import Grade, Needs, Prompt, Rollout
 
 LIKELIHOODS = {"sft": Likelihood(imitation), "grpo": Likelihood(group_relative)}
@@ -82,17 +82,16 @@ def learn(
     objective = alone or Objective(ObjectiveConfig.model_validate({"preset": what}))
     everything = graded(rollouts(student.head.rows))
     mine = [r for r in everything if int(r.prompt.id) % world.size == world.rank]  # groups stay on one rank
-    batch = collate(mine, [] if alone else teacher.score(mine, needs=Needs(sampled=True)))
-    signal = objective.prepare(batch)
-    count = learner._global_count(batch)
-    learner._backward(batch, signal, objective, teacher.head, count)
+    batch = collate(mine, {} if alone else {"teacher": teacher.score(mine, needs=Needs(sampled=True))})
+    part, heads = Part(batch, objective.prepare(batch), objective), {"teacher": teacher.head}
+    learner._backward([part], heads, learner._global_count([part]))
     gradients = {
         n: whole(p.grad).clone() for n, p in learner.student.model.named_parameters() if p.grad is not None
     }
     learner.optimizer.zero_grad()
     losses, norms = [], []
     for step in range(steps):
-        update = learner.update(batch, signal, objective=objective, teacher_head=teacher.head, step=step)
+        update = learner.update(part, heads=heads, step=step)
         losses.append(update.tally.means()["loss"])
         norms.append(update.grad_norm)
     weights = {n: w.clone() for n, w in learner.weights().items()}

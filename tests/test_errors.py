@@ -30,7 +30,7 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Objective
 from opdkit.run.world import World
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner
+from opdkit.train.learner import Learner, Part
 from opdkit.types import Needs
 from ranks import rollouts
 
@@ -417,10 +417,10 @@ def test_a_step_of_empty_responses_changes_nothing():
     rows = [replace(r, response_ids=(), logp=None, topk_ids=None, topk_logp=None) for r in rollouts(384)]
     scores = teacher.score(rows, needs=Needs(sampled=True))
     objective = Objective(ObjectiveConfig(k=4))
-    batch = collate(rows, scores)
+    batch = collate(rows, {"teacher": scores})
     before = [p.clone() for p in student.parameters()]
     update = learner.update(
-        batch, objective.prepare(batch), objective=objective, teacher_head=teacher.head, step=0
+        Part(batch, objective.prepare(batch), objective), heads={"teacher": teacher.head}, step=0
     )
     assert not update.skipped and update.tally.means().get("loss", 0.0) == 0.0
     assert all(torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True))

@@ -27,7 +27,7 @@ from opdkit.run.rows import as_lines, read_rows
 from opdkit.run.world import World
 from opdkit.support import RowDist
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner
+from opdkit.train.learner import Learner, Part
 from opdkit.types import Needs, Prompt, Rollout
 from ranks import rollouts
 
@@ -128,9 +128,9 @@ def package_step(rows: list[Rollout], *, kind: str) -> tuple[dict[str, torch.Ten
 
     learner.optimizer.register_step_pre_hook(catch)
     objective = Objective(ObjectiveConfig(preset="paper"))
-    batch = collate(rows, teacher.score(rows, needs=Needs(sampled=True)))
+    batch = collate(rows, {"teacher": teacher.score(rows, needs=Needs(sampled=True))})
     update = learner.update(
-        batch, objective.prepare(batch), objective=objective, teacher_head=teacher.head, step=0
+        Part(batch, objective.prepare(batch), objective), heads={"teacher": teacher.head}, step=0
     )
     assert not update.skipped
     return caught, update.tally.means()
@@ -361,8 +361,8 @@ def test_masked_tokens_neither_train_nor_count() -> None:
         2, 3, module.VOCABULARY, generator=torch.Generator().manual_seed(2), dtype=torch.float64
     )
     kept = torch.tensor([0, 2])
-    mean, gradient = module.step(collate([masked], []), p, q)
-    without = collate([Rollout(prompt, (5, 7), "length")], [])
+    mean, gradient = module.step(collate([masked], {}), p, q)
+    without = collate([Rollout(prompt, (5, 7), "length")], {})
     alone, its_gradient = module.step(without, p[kept], q[kept])
     assert mean == alone and torch.equal(gradient[kept], its_gradient) and bool((gradient[1] == 0).all())
 

@@ -26,7 +26,7 @@ from opdkit.objectives import Objective
 from opdkit.run.world import World
 from opdkit.support import RowDist
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner, Update
+from opdkit.train.learner import Learner, Part, Update
 from opdkit.types import Needs, Prompt, Rollout
 from ranks import rollouts
 
@@ -131,10 +131,10 @@ def one_step(device: torch.device, preset: str, **student: Any) -> tuple[Update,
         max_tokens=16,
     )
     rows = rollouts(teacher.head.rows)
-    batch = collate(rows, teacher.score(rows, needs=Needs(full=True)))
+    batch = collate(rows, {"teacher": teacher.score(rows, needs=Needs(full=True))})
     objective = Objective(ObjectiveConfig.model_validate({"preset": preset}))
     signal = objective.prepare(batch)
-    update = learner.update(batch, signal, objective=objective, teacher_head=teacher.head, step=0)
+    update = learner.update(Part(batch, signal, objective), heads={"teacher": teacher.head}, step=0)
     return update, {name: tensor.cpu() for name, tensor in learner.weights().items()}
 
 

@@ -17,7 +17,7 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Objective
 from opdkit.run.world import World
 from opdkit.train.collate import collate, micro_batches
-from opdkit.train.learner import Learner, learning_rate
+from opdkit.train.learner import Learner, Part, learning_rate
 from opdkit.types import Batch, Needs, RunError, Signal
 from ranks import rollouts
 
@@ -45,14 +45,15 @@ def make_batch(
     objective = Objective(ObjectiveConfig.model_validate({"preset": preset, **choices}))
     teacher = LocalTeacher(tiny_loaded("llama", seed=2, dtype=dtype, hidden=48), payload=payload)
     rows = rollouts(teacher.head.rows)
-    return collate(rows, teacher.score(rows, needs=Needs(sampled=True))), objective, teacher
+    return collate(rows, {"teacher": teacher.score(rows, needs=Needs(sampled=True))}), objective, teacher
 
 
 def gradients(
     learner: Learner, batch: Batch, signal: Signal, objective: Objective, teacher: LocalTeacher
 ) -> dict[str, torch.Tensor]:
     learner.optimizer.zero_grad()
-    learner._backward(batch, signal, objective, teacher.head, learner._global_count(batch))
+    parts = [Part(batch, signal, objective)]
+    learner._backward(parts, {"teacher": teacher.head}, learner._global_count(parts))
     return {n: p.grad.clone() for n, p in learner.student.model.named_parameters() if p.grad is not None}
 
 
@@ -119,7 +120,7 @@ def test_untrained_tokens_change_nothing() -> None:
         teacher,
     )
     rows = [r for i, r in enumerate(batch.rollouts) if i != 3]
-    without = collate(rows, teacher.score(rows, needs=Needs(sampled=True)))
+    without = collate(rows, {"teacher": teacher.score(rows, needs=Needs(sampled=True))})
     left_out = gradients(make_learner(), without, objective.prepare(without), objective, teacher)
     assert relative_error(masked, left_out) <= 1e-12
 
@@ -147,7 +148,9 @@ def test_payloads_agree() -> None:
         ids.append(logits[len(r.prompt.ids) - 1 : -1].topk(4).indices)
     served = LocalTeacher(teacher.loaded, payload="ids")
     needs = Needs(sampled=True, at_ids=True, top_k=4, entropy=True)
-    scored = collate(batch.rollouts, served.score(batch.rollouts, needs=needs, ids=ids), early_ids=ids)
+    scored = collate(
+        batch.rollouts, {"teacher": served.score(batch.rollouts, needs=needs, ids=ids)}, early_ids=ids
+    )
     sent = gradients(make_learner(), scored, objective.prepare(scored), objective, served)
     assert relative_error(sent, hidden) <= 1e-12
 
@@ -166,7 +169,7 @@ def test_a_non_finite_step_is_skipped_and_three_stop_the_run(bad: float) -> None
     signal = objective.prepare(batch)
 
     def update(which: Batch) -> Any:
-        return learner.update(which, signal, objective=objective, teacher_head=teacher.head, step=0)
+        return learner.update(Part(which, signal, objective), heads={"teacher": teacher.head}, step=0)
 
     for skipped in (1, 2):
         assert update(poisoned).skipped
@@ -198,7 +201,7 @@ def test_the_loss_falls_and_the_optimizer_state_comes_back() -> None:
     def go(learner: Learner, first: int, last: int) -> list[float]:
         return [
             learner.update(
-                batch, signal, objective=objective, teacher_head=teacher.head, step=s
+                Part(batch, signal, objective), heads={"teacher": teacher.head}, step=s
             ).tally.means()["loss"]
             for s in range(first, last)
         ]

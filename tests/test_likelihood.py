@@ -23,7 +23,7 @@ from opdkit.models.student import Student
 from opdkit.objectives import Likelihood, advantages, group_relative, imitation, push_down
 from opdkit.run.world import World
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner, Update
+from opdkit.train.learner import Learner, Part, Update
 from opdkit.types import Batch, Grade, Needs, Prompt, Rollout
 from ranks import rollouts
 
@@ -80,7 +80,8 @@ def given_rollouts(scores: Sequence[float | None] = SCORES) -> list[Rollout]:
 
 def gradient(learner: Learner, batch: Batch, objective: Likelihood) -> dict[str, Tensor]:
     signal = objective.prepare(batch)
-    learner._backward(batch, signal, objective, None, learner._global_count(batch))
+    parts = [Part(batch, signal, objective)]
+    learner._backward(parts, {}, learner._global_count(parts))
     found = {n: p.grad.clone() for n, p in learner.student.model.named_parameters() if p.grad is not None}
     learner.optimizer.zero_grad()
     return found
@@ -88,7 +89,7 @@ def gradient(learner: Learner, batch: Batch, objective: Likelihood) -> dict[str,
 
 def updated(learner: Learner, batch: Batch, objective: Likelihood) -> Update:
     signal = objective.prepare(batch)
-    return learner.update(batch, signal, objective=objective, teacher_head=None, step=0)
+    return learner.update(Part(batch, signal, objective), step=0)
 
 
 def plain(
@@ -147,7 +148,7 @@ def test_imitation_is_mean_cross_entropy(masked: bool) -> None:
             replace(r, trained=tuple((t + i) % 3 > 0 for t in range(r.length))) for i, r in enumerate(rows)
         ]
     learner = make_learner(budget=50, chunk=5)
-    batch = collate(rows, [])
+    batch = collate(rows, {})
 
     def loss(logits: Sequence[Tensor]) -> Tensor:
         targets = [
@@ -166,7 +167,7 @@ def test_imitation_is_mean_cross_entropy(masked: bool) -> None:
 
 
 def test_what_is_imitated_becomes_likelier() -> None:
-    batch, learner = collate(given_rollouts(), []), make_learner()
+    batch, learner = collate(given_rollouts(), {}), make_learner()
     losses = [updated(learner, batch, IMITATION).tally.means()["loss"] for _ in range(6)]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -266,7 +267,7 @@ def test_a_group_that_agrees_says_nothing(score: float, members: int, scale: str
 
 
 def test_a_step_of_ties_has_no_gradient() -> None:
-    batch, learner = collate(given_rollouts([0.7] * 12), []), make_learner()
+    batch, learner = collate(given_rollouts([0.7] * 12), {}), make_learner()
     assert size(gradient(learner, batch, GRPO)) == 0.0
     assert updated(learner, batch, GRPO).grad_norm == 0.0
 
@@ -279,7 +280,7 @@ def test_the_gradient_is_the_policy_gradient(scale: str, tolerance: float) -> No
     weights = by_hand(rows, scale=scale)
     assert min(weights) < 0 < max(weights) and weights.count(0.0) >= 4
     theirs = weighted_likelihood(rows, spread_out(weights, rows), count=sum(r.length for r in rows))
-    ours = gradient(make_learner(budget=60, chunk=7), collate(rows, []), PLAIN if scale == "none" else GRPO)
+    ours = gradient(make_learner(budget=60, chunk=7), collate(rows, {}), PLAIN if scale == "none" else GRPO)
     assert error(ours, theirs) <= tolerance
 
 
@@ -287,7 +288,7 @@ def test_what_was_worse_than_its_group_is_trained_down() -> None:
     """One response is all there is to train on, its advantage negative: it becomes less likely."""
     rows = given_rollouts([0.0, 1.0] + [None] * 10)
     rows[1] = replace(rows[1], trained=(False,) * rows[1].length)
-    batch, learner = collate(rows, []), make_learner(lr=1e-3)
+    batch, learner = collate(rows, {}), make_learner(lr=1e-3)
     before = updated(learner, batch, PLAIN)
     after = updated(learner, batch, PLAIN)
     assert before.grad_norm > 0
@@ -295,7 +296,7 @@ def test_what_was_worse_than_its_group_is_trained_down() -> None:
 
 
 def test_right_rises_and_wrong_falls() -> None:
-    batch, learner = collate(given_rollouts([1.0, 0.0] * 6), []), make_learner(lr=1e-3)
+    batch, learner = collate(given_rollouts([1.0, 0.0] * 6), {}), make_learner(lr=1e-3)
     first = updated(learner, batch, GRPO).sequences["logp_sampled"]
     for _ in range(4):
         last = updated(learner, batch, GRPO).sequences["logp_sampled"]
@@ -325,7 +326,7 @@ def said(lengths: Sequence[int], logp: Sequence[float], entropy: Sequence[float]
         Rollout(Prompt(str(i), ids=(5,)), (7,) * len(p), "stop", logp=p, entropy=h)
         for i, (p, h) in enumerate(columns)
     ]
-    return collate(rows, [])
+    return collate(rows, {})
 
 
 @st.composite
@@ -358,7 +359,7 @@ def test_the_order_of_rollouts_does_not_matter(
     batch = said(*drawn)
     order = list(range(len(batch.rollouts)))
     chance.shuffle(order)  # type: ignore[attr-defined]
-    moved = collate([batch.rollouts[i] for i in order], [])
+    moved = collate([batch.rollouts[i] for i in order], {})
     pieces = push_down(batch, share=share).split(drawn[0])
     assert push_down(moved, share=share).equal(torch.cat([pieces[i] for i in order]))
 
@@ -379,7 +380,7 @@ def test_push_down_pushes_down() -> None:
     weights = torch.tensor(push_by_hand(logp, entropy, 0.2), dtype=torch.float64)
     pieces = [w.tolist() for w in weights.split([r.length for r in rows])]
     theirs = weighted_likelihood(rows, pieces, count=len(weights))
-    batch, learner = collate(rows, []), make_learner(budget=60, chunk=7, lr=1e-3)
+    batch, learner = collate(rows, {}), make_learner(budget=60, chunk=7, lr=1e-3)
     assert error(gradient(learner, batch, PUSH_DOWN), theirs) <= 1e-6  # weights are float32
     losses = [updated(learner, batch, PUSH_DOWN).tally.means()["loss"] for _ in range(3)]
     assert losses[2] < losses[1] < losses[0] < 0  # −A log p with A < 0
@@ -396,7 +397,7 @@ EACH = pytest.mark.parametrize(
 @settings(max_examples=8, deadline=None, database=None)
 @given(budget=st.integers(1, 200), chunk=st.integers(1, 40))
 def test_any_split_gives_the_same_gradient(objective: Likelihood, budget: int, chunk: int) -> None:
-    batch = collate(given_rollouts(), [])
+    batch = collate(given_rollouts(), {})
     whole = gradient(make_learner(), batch, objective)
     assert error(gradient(make_learner(budget, chunk=chunk), batch, objective), whole) <= 1e-12
 
@@ -404,8 +405,8 @@ def test_any_split_gives_the_same_gradient(objective: Likelihood, budget: int, c
 @EACH
 def test_the_order_of_a_batch_does_not_matter(objective: Likelihood) -> None:
     rows = given_rollouts()
-    whole = gradient(make_learner(), collate(rows, []), objective)
-    moved = collate([rows[i] for i in (7, 0, 11, 4, 1, 9, 3, 2, 10, 5, 8, 6)], [])
+    whole = gradient(make_learner(), collate(rows, {}), objective)
+    moved = collate([rows[i] for i in (7, 0, 11, 4, 1, 9, 3, 2, 10, 5, 8, 6)], {})
     assert error(gradient(make_learner(), moved, objective), whole) <= 1e-12
 
 
@@ -414,7 +415,7 @@ def test_untrained_tokens_contribute_nothing(objective: Likelihood) -> None:
     """Their weight is 0, they are not in the denominator, and their loss is selected away, were it infinite."""
     rows = given_rollouts()
     rows = [replace(r, trained=tuple(t % 2 == 0 for t in range(r.length))) for r in rows]
-    batch = collate(rows, [])
+    batch = collate(rows, {})
     weights = objective.prepare(batch).weight
     assert weights[~batch.trained].eq(0).all() and weights[batch.trained].ne(0).any()
     pieces = [w.tolist() for w in weights.double().split([r.length for r in rows])]
@@ -433,7 +434,7 @@ def test_untrained_tokens_are_not_chosen_to_be_pushed_down() -> None:
         logp=torch.full((4,), -20.0),
         entropy=torch.full((4,), 0.5),
     )
-    both = collate([*own.rollouts, tool], [])
+    both = collate([*own.rollouts, tool], {})
     weights = PUSH_DOWN.prepare(both).weight
     assert weights[:6].equal(PUSH_DOWN.prepare(own).weight) and weights[6:].eq(0).all()
 
@@ -454,7 +455,7 @@ def test_tokens_of_weight_zero_are_in_the_denominator() -> None:
         )
         for r in rows
     ]
-    batch, twice = collate(rows, []), collate([*rows, *idle], [])
+    batch, twice = collate(rows, {}), collate([*rows, *idle], {})
     half = replace(PUSH_DOWN, weigh=partial(push_down, share=0.1))  # of twice the tokens: the same tokens
     for alone, beside in ((PLAIN, PLAIN), (PUSH_DOWN, half)):
         one, two = gradient(make_learner(), batch, alone), gradient(make_learner(), twice, beside)
@@ -466,16 +467,16 @@ def test_rollouts_of_nothing_are_a_step(objective: Likelihood) -> None:
     """A response without a token, and a step of only such."""
     rows = given_rollouts()
     nothing = replace(rows[0], response_ids=(), logp=torch.empty(0), entropy=torch.empty(0), grade=None)
-    with_one = gradient(make_learner(), collate([*rows, nothing], []), objective)
-    assert error(with_one, gradient(make_learner(), collate(rows, []), objective)) <= 1e-12
-    update = updated(make_learner(), collate([nothing], []), objective)
+    with_one = gradient(make_learner(), collate([*rows, nothing], {}), objective)
+    assert error(with_one, gradient(make_learner(), collate(rows, {}), objective)) <= 1e-12
+    update = updated(make_learner(), collate([nothing], {}), objective)
     assert update.tally.means()["loss"] == 0.0 and not update.skipped
 
 
 def test_without_a_teacher_the_student_is_measured_alone() -> None:
     """Entropy and log-prob of the tokens at the measured positions only; nothing about a teacher."""
     rows = given_rollouts()
-    batch = collate(rows, [], measured_positions=20, seed=3)
+    batch = collate(rows, {}, measured_positions=20, seed=3)
     update = updated(make_learner(budget=60, chunk=7), batch, IMITATION)
     entropies, logps = [], []
     plain_logits: list[Tensor] = []

@@ -39,7 +39,7 @@ def config(**keys) -> ObjectiveConfig:
 
 def unchecked(**keys) -> ObjectiveConfig:
     """A record the configuration refuses, for the proofs of why."""
-    return ObjectiveConfig.model_construct(**{**config().model_dump(), **keys})
+    return config().model_copy(update=keys)
 
 
 def gradient_of(loss_of_row, student: Tensor) -> Tensor:
@@ -501,13 +501,24 @@ def test_needs_of_the_presets(preset, student, teacher):
 
 UNBIASED = {"sampled": "reverse_kl", "full": "reverse_kl", "tt-opd": "reverse_kl", "vopd": "reverse_kl"}
 EXACT_OF_ANOTHER = {"gkd": "js", "distillm": "skewed_reverse_kl"}
-BIASED = {"paper", "paper-eq5", "teacher-top-k", "power-opd", "reopold", "eopd"}
+BIASED = {"paper", "paper-eq5", "teacher-top-k", "power-opd", "reopold", "eopd", "log-opd"}
+COUPLED = {
+    *("minillm", "gamma-opd", "token-grpo", "iw-opd", "prefix-opd", "ta-opd", "tip", "sign-gate", "kdrl"),
+    *("opd-then-rl", "paced", "one-end"),
+}
+"""Unbiased at a position; what their signal, or merged ends, make of that is tests/test_signal.py."""
+OTHER_TARGETS = {"exopd", "delta-opd", "veto", "stable-opd"}
+"""Need further models: tests/test_signal.py."""
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_proven_somewhere():
+    assert set(PRESETS) == {*UNBIASED, *EXACT_OF_ANOTHER, *BIASED, *COUPLED, *OTHER_TARGETS}
+    assert all(RECIPES[name].source.startswith("arXiv ") for name in PRESETS)
+
+
+@pytest.mark.parametrize("preset", sorted({*PRESETS} - OTHER_TARGETS))
 def test_a_preset_is_biased_or_not_as_its_record_says(preset):
     """Over the draw of y, against the full vocabulary's gradient of the divergence that the record names."""
-    assert set(PRESETS) == {*UNBIASED, *EXACT_OF_ANOTHER, *BIASED}
     student, teacher = logits_pair(22)
     wide = {"k": 3, "gate_k": 3} if preset not in ("sampled", "full") else {}
     spec = ObjectiveConfig(preset=preset, **wide)
@@ -519,7 +530,12 @@ def test_a_preset_is_biased_or_not_as_its_record_says(preset):
     if preset in BIASED:
         assert error > 1e-3 and (says.startswith("biased") or preset == "eopd")
     else:
-        assert error < EXACT and says.startswith(("unbiased", "exact"))
+        first = (
+            ("unbiased", "exact", "weighted", "gated", "scaled")
+            if preset in COUPLED
+            else ("unbiased", "exact")
+        )
+        assert error < EXACT and says.startswith(first)
 
 
 def test_needs_of_the_teachers_top_k():
@@ -550,7 +566,7 @@ def test_a_window_trains_the_first_tokens_of_every_response():
     batch = Batch(
         rollouts=(), scores={}, row=zeros, depth=depth, sampled_ids=zeros, trained=trained, measured=trained
     )
-    assert Objective(config(window=2)).prepare(batch).weight.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert Objective(config(signal={"window": 2})).prepare(batch).weight.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
     assert Objective(config()).prepare(batch).weight.tolist() == trained.float().tolist()
 
 

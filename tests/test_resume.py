@@ -100,6 +100,14 @@ def test_two_resumes_in_a_row(moving: Case) -> None:
     assert trial.resumed_from[1] >= trial.resumed_from[0] == 3, trial
 
 
+def test_what_an_objective_reads_of_several_models_and_data_is_taken_up_again(
+    nursery: Nursery, place: Path
+) -> None:
+    case = Case.make(nursery, place, "signals")
+    trial = case.trial("signals", [Kill(at=0.6)])
+    assert trial.struck and trial.identical, trial
+
+
 def test_a_damaged_checkpoint_is_told_once(local: Case) -> None:
     """The older one is used; the finding says so, however often the run is resumed from there."""
     run = local.folder / "damaged"

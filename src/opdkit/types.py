@@ -162,12 +162,14 @@ class Support:
 
 @dataclass(frozen=True)
 class Signal:
-    """Only what couples positions, detached: here one weight per packed position (0 = does not train).
+    """Only what couples positions, detached: one weight per packed position (0 = its loss does not train), and, where asked
+    for, an advantage of the token that was sampled there.
 
     A policy gradient's weights are its advantages, of either sign.
     """
 
     weight: Float[Tensor, " N"]
+    advantage: Float[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Batch:
     """
 
     rollouts: tuple[Rollout, ...]
-    scores: Mapping[str, tuple[Scores, ...]]  # by model name: "teacher"; empty for objectives without one
+    scores: Mapping[str, tuple[Scores, ...]]  # by model name: "teacher", "reference", "start"; maybe none
     row: Int[Tensor, " N"]  # which rollout
     depth: Int[Tensor, " N"]  # response position, 0 for the first response token
     sampled_ids: Int[Tensor, " N"]
@@ -208,9 +210,10 @@ class MicroBatch:
     weight: Float[Tensor, " N"]
     measured: Bool[Tensor, " N"]
     index: Int[Tensor, " N"]  # position of each entry in the step's packed order
+    advantage: Float[Tensor, " N"] | None = None
     sampler_logp: Float[Tensor, " N"] | None = None
     support: Support | None = None
-    teacher: Scores | None = None  # packed over N; `hidden` or log-probs at ids
+    scores: Mapping[str, Scores] = field(default_factory=dict)  # by model name, each packed over N
 
 
 @dataclass(frozen=True)

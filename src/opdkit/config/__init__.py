@@ -1,6 +1,7 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
+from opdkit.config.mix import MixConfig
 from opdkit.config.models import (
     LocalTeacher,
     ModelConfig,
@@ -32,6 +33,7 @@ from opdkit.config.sampling import (
     VllmServerSampling,
     as_local,
 )
+from opdkit.config.signal import SignalConfig
 from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig, WorldTask
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "LocalSampling",
     "LocalTeacher",
     "MathTask",
+    "MixConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
@@ -61,6 +64,7 @@ __all__ = [
     "SaveConfig",
     "SelfTeacher",
     "ServerTeacher",
+    "SignalConfig",
     "TaskConfig",
     "TeacherConfig",
     "VllmSampling",

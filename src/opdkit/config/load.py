@@ -91,8 +91,8 @@ def explain(config: Config, path: Path | None, overrides: Sequence[str]) -> list
         ]:  # by a whole table given at once
             del sources[replaced]
         sources |= dict.fromkeys(_leaves({key: value}), "command line")
-    for key in PRESETS[config.objective.preset]:
-        sources.setdefault(f"objective.{key}", f"preset {config.objective.preset}")
+    for key in _leaves({"objective": PRESETS[config.objective.preset]}):
+        sources.setdefault(key, f"preset {config.objective.preset}")
     return [(key, value, _source(sources, key)) for key, value in _leaf_values(config)]
 
 
@@ -212,7 +212,7 @@ def _without_tags(where: Sequence[str]) -> list[str]:
     return kept
 
 
-_UNIONS = ("teacher", "task", "sampling")
+_UNIONS = ("teacher", "reference", "task", "sampling")
 
 
 def _nearest_file(path: Path) -> str:
@@ -244,7 +244,10 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     def each(teachers: Any) -> Any:
         return {k: inside(v) for k, v in teachers.items()} if isinstance(teachers, dict) else teachers
 
-    return {k: inside(v) if k in ("student", "teacher", "task") else v for k, v in data.items()}
+    return {
+        k: inside(v) if k in ("student", "teacher", "reference", "task", "mix") else v
+        for k, v in data.items()
+    }
 
 
 _PATHS = ("model", "path", "eval_path", "demonstrations", "against", "data", "train", "eval")
@@ -268,7 +271,14 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-_SHORTHAND = {"student": "model", "teacher": "model", "task": "path", "grader": "type", "objective": "preset"}
+_SHORTHAND = {
+    "student": "model",
+    "teacher": "model",
+    "reference": "model",
+    "task": "path",
+    "grader": "type",
+    "objective": "preset",
+}
 """The one key that a bare string in place of a table stands for; no table of another name takes a string."""
 
 

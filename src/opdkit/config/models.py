@@ -149,5 +149,12 @@ class RouterTeacher(Record):
         return next(iter(self.teachers.values())).temperature
 
 
+Reference = Annotated[
+    LocalTeacher | ServerTeacher,
+    Field(discriminator="type"),
+    tagged("local"),
+    named("model", type="local"),
+]
+"""The teacher before its RL."""
 TeacherConfig = LocalTeacher | SelfTeacher | ServerTeacher | RouterTeacher
 Teacher = Annotated[TeacherConfig, Field(discriminator="type"), tagged("local"), named("model", type="local")]

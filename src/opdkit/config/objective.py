@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from opdkit.config.base import Record
 from opdkit.config.presets import PRESETS, Preset
+from opdkit.config.signal import SignalConfig
 
 SupportKind = Literal[
     "sampled",
@@ -29,6 +30,7 @@ Estimator = Literal["score_function", "exact"]
 Weights = Literal["student", "teacher", "uniform"]
 Shaping = Literal["none", "clip", "log", "power", "floor"]
 Baseline = Literal["none", "kl", "kl_top_k"]
+Target = Literal["teacher", "extrapolated", "difference", "bridge", "sign_flipped"]
 
 
 class ObjectiveConfig(Record):
@@ -68,9 +70,21 @@ class ObjectiveConfig(Record):
     """For `sampled`: add the position's detached KL(p‖q) to the advantage, which does not change its mean and lowers its
     variance (vOPD, arXiv 2605.07865): over the vocabulary (`kl`) or the student's top k (`kl_top_k`)."""
 
-    window: int = Field(default=0, ge=0)
-    """Only the first so many response tokens train; 0 = all. The mean is still over all of them. Later tokens are worse
-    supervised (arXiv 2604.13016, 6; 2605.27028), and this is the plainest answer."""
+    target: Target = "teacher"
+    """Whom the student is compared with: the `teacher` q; `extrapolated` q^λ·ref^(1−λ), past the teacher and away from what it
+    was before its RL (G-OPD, arXiv 2602.12125); the `difference` p₀·(q/ref)^s, what that RL changed laid over the student's
+    start (arXiv 2607.15161); a `bridge` q·p^b between both (Veto, arXiv 2601.07155); the control `sign_flipped` p²/q."""
+    target_scale: float | None = Field(default=None, gt=0)
+    """λ, s or b; unset: 1.25, 1, 1."""
+    target_decay: int = Field(default=0, ge=0)
+    """Steps over which the b of a bridge falls to 0; 0 = it stays."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Add this times the same divergence from the student's own start, p₀ (StableOPD, arXiv 2604.08527)."""
+    merge_ends: bool = False
+    """All end tokens count as one, by the sum of their probabilities, in both models: a student and a teacher that stop with
+    different ones otherwise unlearn to stop (arXiv 2609.20511)."""
+    mask_special: bool = False
+    """What the student's tokenizer calls special, but for end tokens, does not train and is in no set (arXiv 2603.25562)."""
     forward_gate: float = Field(default=0.0, ge=0)
     """Add this times a forward KL on the teacher's `gate_k` likeliest tokens where its entropy is above `gate_entropy`:
     the reverse KL alone leaves students too sure there (EOPD, arXiv 2603.07079: 1, 16 and .8 nats)."""
@@ -79,6 +93,9 @@ class ObjectiveConfig(Record):
     gate_entropy: float = Field(default=0.8, ge=0)
     """Nats of the teacher's entropy above which it acts."""
 
+    signal: SignalConfig = SignalConfig()
+    """What couples positions: weights, selection, credit for the future, a task's reward."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
@@ -86,7 +103,8 @@ class ObjectiveConfig(Record):
             data = {"preset": data}
         if isinstance(data, dict):
             preset = data.get("preset", "paper")
-            return {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **data}
+            filled = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+            return {**filled, **data, **_filled(filled.get("signal"), data.get("signal"))}
         return data
 
     @model_validator(mode="after")
@@ -106,6 +124,8 @@ class ObjectiveConfig(Record):
                 'are 1 there (use normalisation = "weights", or k >= 2)'
             )
         self._refuse_shapes()
+        self._refuse_targets()
+        self._refuse_signals()
         if self.normalisation.startswith("tail"):
             self._refuse_tails()
         if self.weights != "student" and (
@@ -142,6 +162,50 @@ class ObjectiveConfig(Record):
                 '(use support = "sampled")'
             )
 
+    def _refuse_targets(self) -> None:
+        """Targets made of several models are known up to a factor, but over whole rows."""
+        if self.target_decay and self.target != "bridge":
+            raise ValueError(
+                f'target_decay is of a bridge, not of target = "{self.target}" (use target = "bridge")'
+            )
+        if self.target == "sign_flipped" and self.target_scale is not None:
+            raise ValueError('target = "sign_flipped" has no scale (use target_scale = unset)')
+        if self.target != "teacher" and self.divergence != "reverse_kl":
+            raise ValueError(
+                f'target = "{self.target}" is the optimum of a reward under a reverse KL (use divergence = "reverse_kl")'
+            )
+        if self.target != "teacher" and self.forward_gate > 0.0:
+            raise ValueError(
+                f'forward_gate reads the teacher, and the target is "{self.target}" (use forward_gate = 0.0)'
+            )
+        if self.merge_ends and self.support == "full" and self.weights == "uniform":
+            raise ValueError(
+                'weights = "uniform" over the vocabulary counts every end token (use weights = "student" with merge_ends)'
+            )
+
+    def _refuse_signals(self) -> None:
+        """Credit to sampled tokens is that of the reverse KL; controls replace a sampled token's."""
+        signal = self.signal
+        if signal.reads_log_ratios and self.merge_ends:
+            raise ValueError(
+                "merge_ends adds up end tokens, but the signal reads log-ratios of single tokens, as they were sent "
+                "(use merge_ends = false, or a signal without discount, prefix weights, gate, control, modulating reward)"
+            )
+        if signal.discount > 0.0 and self.divergence != "reverse_kl":
+            raise ValueError(
+                "signal.discount credits a token with later log-ratios, the reward of the reverse KL only "
+                '(use divergence = "reverse_kl")'
+            )
+        if signal.control != "none" and self.support != "sampled":
+            raise ValueError(
+                f'signal.control = "{signal.control}" is about one log-ratio per position (use support = "sampled")'
+            )
+        if signal.reads_candidates and self.target != "teacher":
+            raise ValueError(
+                f'signal.select = "{signal.select}" compares student and teacher, and the target is "{self.target}" '
+                '(use target = "teacher")'
+            )
+
     def _refuse_tails(self) -> None:
         """A tail is what a set leaves out, and the sampled token stands for it in one estimator only."""
         if self.support in ("sampled", "full"):
@@ -170,6 +234,26 @@ class ObjectiveConfig(Record):
         return self.skew if self.divergence.startswith("skewed") else self.beta
 
     @property
+    def scale(self) -> float:
+        """`target_scale`, or what stands for it."""
+        return self.target_scale or (1.25 if self.target == "extrapolated" else 1.0)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Models beside student and teacher: `reference`, the teacher before its RL; `start`, the student of step 0."""
+        of_target = {"extrapolated": ("reference",), "difference": ("reference", "start")}.get(
+            self.target, ()
+        )
+        return (*of_target, "start") if self.anchor > 0.0 and "start" not in of_target else of_target
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether every model's whole rows are needed, beside a full support."""
+        one = self.support == "sampled" and self.baseline == "none"
+        mixed = self.target != "teacher" and not one
+        return self.support == "full" or self.baseline == "kl" or mixed or self.merge_ends
+
+    @property
     def of_student(self) -> bool:
         """Whether the student's top k is compared, alone or with the teacher's, or for a baseline."""
         return self.support in STUDENT_SETS or self.baseline == "kl_top_k"
@@ -178,3 +262,10 @@ class ObjectiveConfig(Record):
     def of_teacher(self) -> bool:
         """The same for the teacher's."""
         return self.support in TEACHER_SETS
+
+
+def _filled(preset: Any, given: Any) -> dict[str, Any]:
+    """{"signal": …} where a preset has one and a table lies over it, key by key."""
+    if isinstance(preset, dict) and (given is None or isinstance(given, dict)):
+        return {"signal": {**preset, **(given or {})}}
+    return {}

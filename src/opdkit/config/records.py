@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
-from opdkit.config.models import ModelConfig, Teacher
+from opdkit.config.mix import MixConfig
+from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.config.sampling import LocalSampling, Sampling
 from opdkit.config.tasks import Task
@@ -110,6 +111,8 @@ HealthName = Literal[
     "gradient_spike",
     "flat_small_loss",
     "sampler_mismatch",
+    "mass_left_out",
+    "clipped_signal",
     "skipped_steps",
     "accuracy_fall",
 ]
@@ -153,10 +156,14 @@ class Config(Record):
     """The model that is trained."""
     teacher: Teacher | None = None
     """The model that is imitated; only `distill` has one."""
+    reference: Reference | None = None
+    """What the teacher was before its RL, where `objective.target` is `extrapolated` or `difference`."""
     task: Task
     """Where prompts come from and how responses are judged."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Which tokens are compared, by which divergence, through which estimator."""
+    mix: MixConfig = MixConfig()
+    """Demonstrations beside own rollouts, in `distill`."""
     sampling: Sampling = LocalSampling()
     """How rollouts are drawn."""
     optim: OptimConfig = OptimConfig()

@@ -11,11 +11,12 @@ Free of torch. Entropies and losses in nats, lengths in tokens, windows in steps
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from opdkit.diagnostics.seen import Seen, Unknown
 
 Severity = Literal["info", "warning", "error"]
 Limits = Mapping[str, float]
@@ -25,82 +26,6 @@ TAUGHT = ("distill",)
 SAMPLED = ("distill", "grpo", "push_down")
 """Stories whose rows are about the student's own rollouts of that very step."""
 EVERY = ("distill", "sft", "grpo", "improve", "push_down")
-
-
-class Unknown(Exception):
-    """A number that a condition asks for was not logged, or not often enough yet."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The steps so far, through windows of `size` steps. Every question raises Unknown where there is no answer."""
-
-    rows: Sequence[Mapping[str, float]]  # finite numbers only
-    size: int
-
-    def first(self, name: str) -> float:
-        """Mean over the run's first window."""
-        return statistics.fmean(_known(name, self._first))
-
-    def last(self, name: str) -> float:
-        """Mean over the last window."""
-        return statistics.fmean(_known(name, self._last))
-
-    def kept(self, name: str) -> float:
-        """|last| ÷ |first|; 1 where both are 0."""
-        first, last = abs(self.first(name)), abs(self.last(name))
-        return last / first if first > 0 else (1.0 if last == 0 else math.inf)
-
-    def now(self, name: str) -> float:
-        """The last step's."""
-        return _known(name, self.rows[-1:])[0]
-
-    def usual(self, name: str) -> float:
-        """Median over the window before the last step."""
-        self._long(self.size + 1)
-        return statistics.median(_known(name, self.rows[-self.size - 1 : -1]))
-
-    def errors(self, name: str) -> float:
-        """last − first in standard errors of that difference, taken from the scatter between steps."""
-        ends = [_known(name, window) for window in (self._first, self._last)]
-        if min(map(len, ends)) < 2:
-            raise Unknown(name)
-        error = math.sqrt(sum(statistics.variance(values) / len(values) for values in ends))
-        return (statistics.fmean(ends[1]) - statistics.fmean(ends[0])) / max(error, 1e-9)
-
-    def starts(self, name: str) -> list[int]:
-        """First positions of the bins that can be compared: those of which both windows know `name`."""
-        known = [
-            {start for row in window for start in _bins(name, row)} for window in (self._first, self._last)
-        ]
-        return sorted(known[0] & known[1])
-
-    @property
-    def _first(self) -> Sequence[Mapping[str, float]]:
-        self._long(2 * self.size)  # a first window that is also the last one compares nothing
-        return self.rows[: self.size]
-
-    @property
-    def _last(self) -> Sequence[Mapping[str, float]]:
-        self._long(self.size)
-        return self.rows[-self.size :]
-
-    def _long(self, steps: int) -> None:
-        if len(self.rows) < steps:
-            raise Unknown(f"{steps} steps")
-
-
-def _known(name: str, window: Sequence[Mapping[str, float]]) -> list[float]:
-    """What at least half of the window's steps logged."""
-    values = [row[name] for row in window if name in row]
-    if not values or 2 * len(values) < len(window):
-        raise Unknown(name)
-    return values
-
-
-def _bins(name: str, row: Mapping[str, float]) -> list[int]:
-    parts = [key.split("/") for key in row if key.startswith("by_position/")]
-    return [int(p[1]) for p in parts if len(p) == 3 and p[2] == name and p[1].isdecimal()]
 
 
 # --- what each asks, as a sentence ---------------------------------------------------------------------------
@@ -218,6 +143,17 @@ def _disagree(seen: Seen, at: Limits) -> Numbers | None:
 def _skips(seen: Seen, at: Limits) -> Numbers | None:
     skipped = seen.now("skipped_steps")
     return {"skipped_steps": skipped} if skipped >= at["steps"] else None
+
+
+def _leaves_out(seen: Seen, at: Limits) -> Numbers | None:
+    """What no candidate holds is never compared, whatever its name (arXiv 2604.13016: .97 to .99 are inside)."""
+    left = seen.last("mass_left_out")
+    return {"mass_left_out": left} if left > at["mass"] else None
+
+
+def _bound_acts(seen: Seen, at: Limits) -> Numbers | None:
+    clipped = seen.last("clipped_fraction")
+    return {"clipped_fraction": clipped} if clipped > at["share"] else None
 
 
 def _gets_worse(seen: Seen, at: Limits) -> Numbers | None:
@@ -468,6 +404,27 @@ CONDITIONS: tuple[Condition, ...] = (
         remedy="opd train {config} learner.compute=float32 student.dtype=float32 run={again}",
         source=f"float32 here: 2e-7 to 3e-6; bfloat16 rounding: about 1e-2; {HERE}",
         stories=SAMPLED,
+    ),
+    Condition(
+        name="mass_left_out",
+        severity="warning",
+        holds=_leaves_out,
+        limits={"mass": 0.1},
+        rule="mass_left_out > {mass}",
+        message="{mass_left_out:.0%} of the student's mass is outside the tokens that are compared, and is not trained",
+        remedy="opd train {config} objective.normalisation=tail_sampled run={again}  # or a larger objective.k",
+        source=f"{PAPER}: a working set holds .97 to .99",
+    ),
+    Condition(
+        name="clipped_signal",
+        severity="warning",
+        holds=_bound_acts,
+        limits={"share": 0.05},
+        rule="clipped_fraction > {share}",
+        message="the bound of objective.shaping acts on {clipped_fraction:.0%} of the signal: how far tokens are apart is lost "
+        "there",
+        remedy="opd train {config} objective.shaping=log run={again}  # or a larger objective.shaping_value",
+        source="arXiv 2607.13399: hard clipping loses the order beyond it; .05 is ours",
     ),
     Condition(
         name="skipped_steps",

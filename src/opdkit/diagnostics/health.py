@@ -49,6 +49,8 @@ HEALTHY: Mapping[str, Course] = {
     "truncated_fraction": _still(0.02),
     "repetition_fraction": _still(0.01),
     "sampler_mismatch": _still(2e-7),
+    "mass_left_out": _still(0.02),
+    "clipped_fraction": _still(0.01),
     "skipped_steps": _still(0.0),
     "accuracy": lambda share: 0.3 + 0.3 * share + 0.01 * math.sin(1000 * share),
 }
@@ -77,6 +79,8 @@ EXAMPLES: Mapping[str, Mapping[str, Course]] = {
     "gradient_spike": {"grad_norm": lambda share: 30.0 if 0.29 < share < 0.31 else 1.0},
     "flat_small_loss": {"loss": _still(0.03)},
     "sampler_mismatch": {"sampler_mismatch": _still(0.12)},
+    "mass_left_out": {"mass_left_out": _still(0.3)},
+    "clipped_signal": {"clipped_fraction": _still(0.2)},
     "skipped_steps": {"skipped_steps": lambda share: float(share > 0.2)},
     "accuracy_fall": {"accuracy": lambda share: 0.6 - 0.5 * share + 0.01 * math.sin(1000 * share)},
 }

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from opdkit.config import Config
-from opdkit.diagnostics.conditions import CONDITIONS, Condition, Numbers, Seen, Unknown
+from opdkit.diagnostics.conditions import CONDITIONS, Condition, Numbers
+from opdkit.diagnostics.seen import Seen, Unknown
 from opdkit.types import Finding
 
 WATCHED = frozenset(
@@ -28,6 +29,8 @@ WATCHED = frozenset(
         "repetition_fraction",
         "grad_norm",
         "sampler_mismatch",
+        "mass_left_out",
+        "clipped_fraction",
         "skipped_steps",
         "accuracy",
     )

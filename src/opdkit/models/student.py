@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measur
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
 from opdkit.models.teacher import teacher_dist
-from opdkit.objectives import Likelihood, Objective
+from opdkit.objectives import Likelihood, Objective, guard, pushed
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
 from opdkit.types import MicroBatch, Support
 
+Compared = tuple[Objective, Support]
+"""An objective and what it looked at in a chunk."""
 MEASURED_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Logits of positions that are measured together: on a CPU a piece stays in cache."""
 # glibc has it, musl has not
@@ -86,15 +88,19 @@ class Student(nn.Module):
             self.model.train()
 
     def forward(
-        self, micro: MicroBatch, objective: Objective | Likelihood, teacher_head: Head | None = None
+        self,
+        micro: MicroBatch,
+        objective: Objective | Likelihood,
+        heads: Mapping[str, Head] | None = None,
     ) -> tuple[Tensor, Notes]:
+        """`heads`: of the models whose hidden states came with the micro-batch, by their names there."""
         hidden = self._packed_hidden(micro)
         notes = Notes()
         if isinstance(objective, Likelihood):
             return self._alone(hidden, micro, objective, notes), notes
         if objective.columns_only and micro.support is not None:
-            return self._columns(hidden, micro, objective, teacher_head, notes), notes
-        return self._rows(hidden, micro, objective, teacher_head, notes), notes
+            return self._columns(hidden, micro, objective, heads or {}, notes), notes
+        return self._rows(hidden, micro, objective, heads or {}, notes), notes
 
     def _packed_hidden(self, micro: MicroBatch) -> Tensor:
         """[N, D]: the states that predict the response tokens. Rows are right-padded; causal attention never sees padding."""
@@ -104,21 +110,30 @@ class Student(nn.Module):
         return packed if self.compute is None else packed.to(self.compute)
 
     def _rows(
-        self, hidden: Tensor, micro: MicroBatch, objective: Objective, teacher_head: Head | None, notes: Notes
+        self,
+        hidden: Tensor,
+        micro: MicroBatch,
+        objective: Objective,
+        heads: Mapping[str, Head],
+        notes: Notes,
     ) -> Tensor:
         """Full rows, a chunk at a time: any support, any divergence; diagnostics from the chunk that is there anyway."""
-        assert micro.teacher is not None
-        scores = micro.teacher
 
         def loss(logits: Tensor, part: slice) -> Tensor:
             sampled_ids = micro.sampled_ids[part]
             student = RowDist(logits, sampled_ids=sampled_ids)
-            teacher = teacher_dist(scores, teacher_head, part=part, sampled_ids=sampled_ids)
-            support = objective.support(
-                student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part)
-            )
-            loss = _weighted(objective.local(student, teacher, support), micro.weight[part])
-            self._note(notes, micro, part, student, teacher, support)
+            models = {
+                name: teacher_dist(said, heads.get(name), part=part, sampled_ids=sampled_ids)
+                for name, said in micro.scores.items()
+            }
+            p = objective.seen(student)
+            seen = {name: objective.seen(dist) for name, dist in models.items()}
+            q, taken = seen["teacher"], sampled_ids if p.sampled_ids is None else p.sampled_ids
+            support = objective.support(p, q, sampled_ids=taken, given=_cut(micro.support, part))
+            loss = _weighted(objective.local(p, q, support, seen), micro.weight[part])
+            if micro.advantage is not None:
+                loss = loss + pushed(p, micro.advantage[part]).sum()
+            self._note(notes, micro, part, student, models["teacher"], (objective, support))
             return loss
 
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
@@ -134,11 +149,16 @@ class Student(nn.Module):
         return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
 
     def _columns(
-        self, hidden: Tensor, micro: MicroBatch, objective: Objective, teacher_head: Head | None, notes: Notes
+        self,
+        hidden: Tensor,
+        micro: MicroBatch,
+        objective: Objective,
+        heads: Mapping[str, Head],
+        notes: Notes,
     ) -> Tensor:
         """Only the support's columns of both heads; diagnostics on the measured positions alone."""
-        assert micro.teacher is not None and micro.support is not None and micro.support.ids is not None
-        scores, ids = micro.teacher, micro.support.ids
+        assert micro.support is not None and micro.support.ids is not None
+        scores, ids, teacher_head = micro.scores["teacher"], micro.support.ids, heads.get("teacher")
 
         def loss(logits: Tensor, part: slice) -> Tensor:
             student = ColumnDist(logits, ids=ids[part])
@@ -148,8 +168,9 @@ class Student(nn.Module):
                 teacher = ColumnDist(teacher_head.columns(scores.hidden[part], ids[part]), ids=ids[part])
             else:
                 teacher = teacher_dist(scores, None, part=part, sampled_ids=micro.sampled_ids[part])
-            support = _cut(micro.support, part)
-            assert support is not None
+            given = _cut(micro.support, part)
+            assert given is not None
+            support = objective.support(student, teacher, sampled_ids=micro.sampled_ids[part], given=given)
             return _weighted(objective.local(student, teacher, support), micro.weight[part])
 
         self._note_sample(hidden.detach(), micro, teacher_head, notes)
@@ -163,14 +184,14 @@ class Student(nn.Module):
         part: slice,
         student: RowDist,
         teacher: Dist,
-        support: Support,
+        compared: Compared,
     ) -> None:
         """Sampled log-probs everywhere (they are by-products), the full set of diagnostics where `measured` says."""
         notes.student_logp.append(student.sampled.detach())
         notes.teacher_logp.append(teacher.sampled.detach())
         notes.sampled_index.append(micro.index[part])
         here = micro.measured[part].nonzero()[:, 0]
-        self._measure_pieces(notes, micro, here, here + part.start, student, teacher, support.keep)
+        self._measure_pieces(notes, micro, here, here + part.start, student, teacher, compared)
 
     @torch.no_grad()
     def _note_alone(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist) -> None:
@@ -184,11 +205,10 @@ class Student(nn.Module):
     def _note_sample(
         self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes
     ) -> None:
-        assert micro.teacher is not None
         for here in micro.measured.nonzero()[:, 0].split(self.head.chunk_rows(self.chunk_rows)):
             sampled_ids = micro.sampled_ids[here]
             student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
-            teacher = teacher_dist(micro.teacher, teacher_head, part=here, sampled_ids=sampled_ids)
+            teacher = teacher_dist(micro.scores["teacher"], teacher_head, part=here, sampled_ids=sampled_ids)
             notes.student_logp.append(student.sampled)
             notes.teacher_logp.append(teacher.sampled)
             notes.sampled_index.append(micro.index[here])
@@ -203,9 +223,9 @@ class Student(nn.Module):
         here: Tensor,
         student: RowDist,
         teacher: Dist,
-        keep: Tensor | None = None,
+        compared: Compared | None = None,
     ) -> None:
-        """Measure `rows` of a chunk, which are positions `here`, a few at a time. `keep` [n, S]: the chunk's support.
+        """Measure `rows` of a chunk, which are positions `here`, a few at a time.
 
         Diagnostics make some twenty tensors of a piece's size.
         """
@@ -213,8 +233,10 @@ class Student(nn.Module):
         size = max(1, budget // (4 * self.head.rows))
         for some, at in zip(rows.split(size), here.split(size), strict=True):
             if len(at):
-                kept = None if keep is None else keep[some]
-                self._measure(notes, micro, at, student.rows(some), _rows_of(teacher, some, micro, at), kept)
+                p, q = student.rows(some), _rows_of(teacher, some, micro, at)
+                self._measure(
+                    notes, micro, at, p, q, {} if compared is None else _guarded(compared, p, q, some)
+                )
         if len(here) and self.head.chunk_rows(self.chunk_rows) < len(micro.index):
             _give_back(here.device)
 
@@ -225,10 +247,9 @@ class Student(nn.Module):
         here: Tensor,
         student: RowDist,
         teacher: Dist,
-        keep: Tensor | None = None,
+        guards: Measures,
     ) -> None:
-        measures = dict(measure(student, teacher, k=self.k, ks=self.ks))
-        measures |= _support_size(keep)
+        measures = dict(measure(student, teacher, k=self.k, ks=self.ks)) | guards
         measures |= _mismatch(student, micro, here)
         if micro.support is not None and micro.support.ids is not None and micro.support.source == "sampler":
             ids = micro.support.ids[here]
@@ -244,13 +265,13 @@ class Student(nn.Module):
         return torch.autocast(device.type, dtype=self.compute)
 
 
-def _support_size(keep: Tensor | None) -> Measures:
-    """How many tokens the objective compared, and how often none: an empty set trains nothing, and is counted."""
-    if keep is None:
+def _guarded(compared: Compared, student: RowDist, teacher: Dist, some: Tensor) -> Measures:
+    """What the objective leaves out at `some` positions of its chunk."""
+    objective, support = compared
+    if support.ids is None or support.keep is None:
         return {}
-    size = keep.sum(-1).float()
-    one = torch.ones_like(size)
-    return {"support_size": (size, one), "support_empty_fraction": ((size == 0).float(), one)}
+    here = replace(support, ids=support.ids[some], keep=support.keep[some])
+    return guard(objective.spec, objective.seen(student), objective.seen(teacher), here)
 
 
 def _mismatch(student: Dist, micro: MicroBatch, here: Tensor) -> Measures:
@@ -287,8 +308,7 @@ def _cut(support: Support | None, part: slice) -> Support | None:
 def _rows_of(teacher: Dist, rows: Tensor, micro: MicroBatch, here: Tensor) -> Dist:
     if isinstance(teacher, RowDist):
         return teacher.rows(rows)
-    assert micro.teacher is not None
-    return teacher_dist(micro.teacher, None, part=here, sampled_ids=micro.sampled_ids[here])
+    return teacher_dist(micro.scores["teacher"], None, part=here, sampled_ids=micro.sampled_ids[here])
 
 
 def _silence_dropout(model: nn.Module) -> None:

@@ -95,20 +95,19 @@ class LocalTeacher:
         ]
 
     def _pack(self, rollout: Rollout, hidden: Tensor, needs: Needs, ids: Tensor | None) -> Scores:
-        if self.payload == "hidden":
-            bare = Scores(fingerprint=self.fingerprint, temperature=self.temperature, hidden=hidden)
-            if not needs.top_k:
-                return bare
-            named = read(hidden, self.head, needs=Needs(top_k=needs.top_k))
-            return replace(bare, topk_ids=named.topk_ids, topk_logp=named.topk_logp)
-        return read(
+        lent = hidden if self.payload == "hidden" else None
+        beside = replace(needs, full=False)
+        if lent is not None and beside == Needs():
+            return Scores(fingerprint=self.fingerprint, temperature=self.temperature, hidden=lent)
+        told = read(
             hidden,
             self.head,
-            needs=needs,
+            needs=beside,
             sampled_ids=torch.tensor(rollout.response_ids, dtype=torch.long, device=hidden.device),
             ids=None if ids is None else ids.to(hidden.device),
             fingerprint=self.fingerprint,
         )
+        return told if lent is None else replace(told, hidden=lent)
 
     def to_bfloat16(self, rollouts: Sequence[Rollout]) -> float:
         """Convert the weights; returns mean KL(float32 ‖ bfloat16) in nats over all response positions."""

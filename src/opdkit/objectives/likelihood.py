@@ -32,8 +32,12 @@ class Likelihood:
     weigh: Callable[[Batch], Float[Tensor, " N"]]
     student_needs: Needs = field(default_factory=lambda: Needs(sampled=True))
 
-    def prepare(self, batch: Batch) -> Signal:
-        """One weight per packed response position; 0 where the token is not trained on."""
+    def at(self, step: int) -> Likelihood:
+        """The same at every step."""
+        return self
+
+    def prepare(self, batch: Batch, moment: object = None) -> Signal:
+        """One weight per packed response position; 0 where the token is not trained on. Not a matter of the `moment`."""
         return Signal(weight=torch.where(batch.trained, self.weigh(batch), 0.0))
 
     def local(self, student: Dist) -> Float[Tensor, " N"]:

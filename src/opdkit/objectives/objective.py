@@ -1,7 +1,13 @@
 """The objective: which tokens are compared, by which divergence, through which estimator, with which weight.
 
-Two halves. `prepare(batch)` sees the whole step and returns only what couples positions (`Signal`).
+Two halves. `prepare(batch)` sees the whole step and returns only what couples positions (`Signal`, objectives/signal.py).
 `local(…)` is pure and positionwise; it runs inside the head's chunks: nothing it needs is larger than one.
+
+The target Q that p is compared with is the teacher q, or made of several models, detached (ref: the teacher before its RL,
+p₀: the student's start), log Q = Σ c log m − log Z:
+
+    extrapolated  λ log q + (1 − λ) log ref     F6, arXiv 2602.12125        difference    log p₀ + s (log q − log ref)   F29
+    bridge        log q + b log p               F15, arXiv 2601.07155       sign_flipped  2 log p − log q                control
 
 With support S_t, P_S = Σ_S p and Q_S = Σ_S q, the ways to weigh are (p, q over the whole vocabulary)
 
@@ -22,7 +28,9 @@ vocabulary all agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -30,10 +38,13 @@ from torch import Tensor
 
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.objectives.divergence import DIVERGENCES
+from opdkit.objectives.selection import Moment
 from opdkit.objectives.shaping import shaped
-from opdkit.support import ColumnDist, Dist, choose
+from opdkit.objectives.signal import prepare
+from opdkit.support import ColumnDist, Dist, RowDist, blend, choose, with_one_end
 from opdkit.types import Batch, Needs, Signal, Support
 
+Whole = TypeVar("Whole", bound=Dist)
 _STUDENTS = ("sampler", "student_forward")
 _SOURCES: dict[str, tuple[str, ...]] = {"student_top_k": _STUDENTS, "teacher_top_k": ("teacher",)}
 """Where ids that came with the batch must be from to be this kind of support as they are."""
@@ -41,28 +52,51 @@ _SOURCES: dict[str, tuple[str, ...]] = {"student_top_k": _STUDENTS, "teacher_top
 
 @dataclass(frozen=True)
 class Objective:
-    """A record of choices plus the maths they name."""
+    """A record of choices plus the maths they name, with the ids that a tokenizer gives their words."""
 
     spec: ObjectiveConfig
+    ends: tuple[int, ...] = ()  # what `merge_ends` makes one
+    special: tuple[int, ...] = ()  # what `mask_special` leaves out
+    scale: float | None = None  # of the target, where it is no longer the record's
+
+    def at(self, step: int) -> Objective:
+        """The objective of a step: a bridge may decay."""
+        if not self.spec.target_decay:
+            return self
+        return replace(self, scale=self.spec.scale * max(0.0, 1.0 - step / self.spec.target_decay))
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Model → its weight in the log of the target; "student" is p."""
+        scale = self.spec.scale if self.scale is None else self.scale
+        return {
+            "teacher": {"teacher": 1.0},
+            "extrapolated": {"teacher": scale, "reference": 1.0 - scale},
+            "difference": {"start": 1.0, "teacher": scale, "reference": -scale},
+            "bridge": {"teacher": 1.0, "student": scale},
+            "sign_flipped": {"student": 2.0, "teacher": -1.0},
+        }[self.spec.target]
 
     @property
     def columns_only(self) -> bool:
         """Both sides renormalised on a set: the normaliser over V cancels, log p̄ = z − logsumexp_S z."""
-        sets = self.spec.support in ("student_top_k", "teacher_top_k")
-        return self.spec.normalisation == "both" and sets and self.spec.forward_gate == 0.0
+        spec = self.spec
+        sets = spec.support in ("student_top_k", "teacher_top_k")
+        alone = spec.target == "teacher" and not (spec.anchor or spec.forward_gate or spec.merge_ends)
+        return spec.normalisation == "both" and sets and alone and not spec.signal.pushes
 
     @property
     def _sampled(self) -> bool:
-        return self.spec.support == "sampled" or self.spec.normalisation == "tail_sampled"
+        spec = self.spec
+        return spec.support == "sampled" or spec.normalisation == "tail_sampled" or spec.signal.pushes
 
     @property
     def student_needs(self) -> Needs:
-        kind = self.spec.support
         return Needs(
             sampled=self._sampled,
             top_k=self.spec.k if self.spec.of_student else 0,
             at_ids=self.spec.of_teacher or self.spec.forward_gate > 0.0,
-            full=kind == "full" or self.spec.baseline == "kl",
+            full=self.spec.whole_rows,
         )
 
     @property
@@ -74,24 +108,46 @@ class Objective:
             top_k=max(self.spec.k if self.spec.of_teacher else 0, self.spec.gate_k if gated else 0),
             entropy=gated,
             at_ids=self.spec.of_student and kind != "overlap",  # shared tokens are in its own list
-            full=kind == "full" or self.spec.baseline == "kl",
+            full=self.spec.whole_rows,
         )
 
-    def prepare(self, batch: Batch) -> Signal:
-        """One weight per packed response position: 1 where the token is trained on, 0 elsewhere and beyond the window."""
-        counted = batch.trained
-        if self.spec.window:
-            counted = counted & (batch.depth < self.spec.window)
-        return Signal(weight=counted.to(torch.float32))
+    @property
+    def other_needs(self) -> Needs:
+        """What each of `spec.others` is asked for: as the teacher, less what only the teacher is read for."""
+        return replace(self.teacher_needs, entropy=False)
+
+    @property
+    def early_needs(self) -> tuple[Needs, Needs]:
+        """What `prepare` reads of student and teacher before the learner's forward, beside what that needs."""
+        signal = self.spec.signal
+        candidates = signal.reads_candidates
+        student = Needs(
+            sampled=signal.reads_log_ratios,
+            top_k=self.spec.k if candidates else 0,
+            entropy=signal.select == "uncertain_or_wrong",
+        )
+        return student, Needs(sampled=signal.reads_log_ratios, at_ids=candidates)
+
+    def prepare(self, batch: Batch, moment: Moment | None = None) -> Signal:
+        """One weight per packed response position, 0 where the token does not train; an advantage where one is asked for."""
+        masked = torch.isin(batch.sampled_ids, torch.tensor(self.special, dtype=torch.long))
+        return prepare(self.spec, batch, parts=self.parts, masked=masked, moment=moment or Moment())
+
+    def seen(self, dist: Whole) -> Whole:
+        """The distribution as the objective reads it: all end tokens as one, where that is asked for."""
+        if not (self.spec.merge_ends and len(self.ends) > 1):
+            return dist
+        assert isinstance(dist, RowDist), "the plan asked for whole rows"
+        return cast(Whole, with_one_end(dist, self.ends))
 
     def support(
         self, student: Dist, teacher: Dist, *, sampled_ids: Tensor, given: Support | None = None
     ) -> Support:
         """The support of a chunk: the one that came with the batch if it is of this kind, else chosen from
-        what is at hand."""
+        what is at hand. Masked special tokens are in none."""
         if given is not None and given.source in _SOURCES.get(self.spec.support, ()):
-            return given
-        return choose(
+            return self._without_special(given)
+        chosen = choose(
             self.spec.support,
             k=self.spec.k,
             student=student,
@@ -100,11 +156,33 @@ class Objective:
             mass=self.spec.mass,
             given=given if given is not None and given.source in _STUDENTS else None,
         )
+        return self._without_special(chosen)
 
-    def local(self, student: Dist, teacher: Dist, support: Support) -> Float[Tensor, " N"]:
-        """Loss per position, in nats: the divergence's value over the support, the estimator's gradient."""
-        loss = self._set_loss(student, teacher, support)
+    def _without_special(self, support: Support) -> Support:
+        if not self.special or support.ids is None or support.keep is None:
+            return support
+        special = torch.tensor(self.special, device=support.ids.device)
+        return replace(support, keep=support.keep & ~torch.isin(support.ids, special))
+
+    def local(
+        self, student: Dist, teacher: Dist, support: Support, others: Mapping[str, Dist] | None = None
+    ) -> Float[Tensor, " N"]:
+        """Loss per position, in nats: the divergence's value over the support, the estimator's gradient.
+
+        `others`: models by name, those of `spec.others` among them.
+        """
+        others = others or {}
+        loss = self._set_loss(student, self._target(student, teacher, others), support)
+        if self.spec.anchor > 0.0:
+            loss = loss + self.spec.anchor * self._set_loss(student, others["start"], support)
         return loss if self.spec.forward_gate == 0.0 else loss + self._gated_forward(student, teacher)
+
+    def _target(self, student: Dist, teacher: Dist, others: Mapping[str, Dist]) -> Dist:
+        if self.spec.target == "teacher":
+            return teacher
+        models = {**others, "student": student, "teacher": teacher}
+        taken = None if isinstance(student, ColumnDist) else student.sampled_ids
+        return blend([(share, models[name]) for name, share in self.parts.items()], sampled_ids=taken)
 
     def _gated_forward(self, student: Dist, teacher: Dist) -> Float[Tensor, " N"]:
         """EOPD: α Σ_{TopK(q)} q̄ (log q̄ − log p) where H(q) > τ, 0 elsewhere; its gradient is exact."""
@@ -212,6 +290,13 @@ class Objective:
         if self.spec.normalisation in ("none", "tail_bucket", "tail_sampled"):
             return logits.exp()
         return _renormalise(logits, keep).exp()
+
+
+def pushed(student: Dist, advantage: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Value 0, gradient −A·∇log p(y): credit to the sampled token, selected so that a nan beside 0 is not met."""
+    p = torch.where(advantage != 0.0, student.sampled, 0.0)
+    surrogate = -advantage.to(p.dtype) * p
+    return surrogate - surrogate.detach()
 
 
 def _renormalise(logp: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tensor, "N S"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Shape = Callable[[Float[Tensor, "*N"], Float[Tensor, "*N"], Float[Tensor, "*N"], float], Float[Tensor, "*N"]]
@@ -40,6 +40,14 @@ SHAPES: dict[str, Shape] = {"clip": _clip, "log": _log, "power": _power, "floor"
 
 DEFAULTS = {"clip": 5.0, "log": 1.0, "power": 5.0, "floor": 0.17}
 """Of the parameter: nats, unused, exponent and mixture share of the papers' authors (the clip is ours)."""
+
+
+def bounds(name: str, advantage: Float[Tensor, "*N"], value: float | None) -> Bool[Tensor, "*N"] | None:
+    """Where a bound changes the advantage; None for a shaping that has none."""
+    limit = DEFAULTS.get(name, 0.0) if value is None else value
+    if name == "clip":
+        return advantage.abs() > limit
+    return advantage < math.log(limit / (1.0 - limit)) if name == "floor" else None
 
 
 def shaped(

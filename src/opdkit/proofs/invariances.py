@@ -177,7 +177,7 @@ def positions_that_train() -> Iterator[Check]:
         rollouts=(), scores={}, row=zeros, depth=depth, sampled_ids=zeros, trained=trained, measured=trained
     )
     for window in (0, 1, 2, 9):
-        spec = ObjectiveConfig.model_validate({"preset": "sampled", "window": window})
+        spec = ObjectiveConfig.model_validate({"preset": "sampled", "signal": {"window": window}})
         weight = Objective(spec).prepare(batch).weight.tolist()
         wanted = [
             float(t and (window == 0 or d < window))

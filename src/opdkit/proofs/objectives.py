@@ -48,7 +48,7 @@ def group(spec: ObjectiveConfig) -> str:
 
 def prove(spec: ObjectiveConfig, name: str, *, kind: str, group: str, source: str = "") -> ObjectiveRow:
     """Both questions of one objective. What is broken enough to raise is a row that does not hold."""
-    stated = recorded_unbiased(name) if kind == "preset" else states_unbiased(spec)
+    stated = recorded_unbiased(name, spec) if kind == "preset" else states_unbiased(spec)
     about: dict[str, Any] = {"name": name, "kind": kind, "group": group, "source": source}
     try:
         if missing := unknown(spec):

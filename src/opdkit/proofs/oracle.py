@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from opdkit.config import ObjectiveConfig
@@ -28,24 +29,26 @@ KNOWN = {
         "estimator",
         "weights",
     ),
-    *("shaping", "shaping_value", "baseline", "window", "forward_gate", "gate_k", "gate_entropy"),
+    *("shaping", "shaping_value", "baseline", "forward_gate", "gate_k", "gate_entropy"),
+    *("mask_special", "signal.window"),
 }
-"""Keys whose effect on one position is written out below (`window` has none: it chooses positions)."""
+"""Keys whose effect on one position is written out below, or that have none there: a window chooses positions, and special
+tokens are ids that a tokenizer gives, of which a proof has none."""
 
 
 class NotCovered(Exception):
     """An objective that these loops know nothing of; the message names what is unknown."""
 
 
-def unknown(spec: ObjectiveConfig) -> list[str]:
-    """Keys that are set to something and have no loop here, as `key = value`."""
-    fields = type(spec).model_fields
-    set_ = {name: getattr(spec, name) for name in fields if name not in KNOWN}
-    return [
-        f"{name} = {value}"
-        for name, value in set_.items()
-        if value != fields[name].get_default(call_default_factory=True)
-    ]
+def unknown(spec: BaseModel, prefix: str = "") -> list[str]:
+    """Keys that are set to something and have no loop here, as `key = value`; those of nested tables by their path."""
+    found = []
+    for name, field in type(spec).model_fields.items():
+        value, path = getattr(spec, name), prefix + name
+        if path in KNOWN or value == field.get_default(call_default_factory=True):
+            continue
+        found += unknown(value, f"{path}.") if isinstance(value, BaseModel) else [f"{path} = {value}"]
+    return found
 
 
 # --- one token ----------------------------------------------------------------------------------------------

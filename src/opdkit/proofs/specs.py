@@ -75,6 +75,10 @@ def states_unbiased(spec: ObjectiveConfig) -> bool:
     return spec.support == "full" and spec.weights == "student"
 
 
-def recorded_unbiased(preset: str) -> bool:
-    """What the preset's record says of its gradient."""
-    return RECIPES[preset].gradient.startswith(("unbiased", "exact"))
+def recorded_unbiased(preset: str, spec: ObjectiveConfig) -> bool:
+    """What the preset's record says of its gradient; where it speaks of weights only ("weighted", "gated", "scaled", which
+    couple positions), what its kind implies at one position."""
+    says = RECIPES[preset].gradient
+    if says.startswith(("weighted", "gated", "scaled")):
+        return states_unbiased(spec)
+    return says.startswith(("unbiased", "exact"))

@@ -28,7 +28,7 @@ from opdkit.proofs.specs import PRESET_VOCABULARY, presets
 from opdkit.run.world import World, whole
 from opdkit.support import RowDist
 from opdkit.train.collate import collate
-from opdkit.train.learner import Learner
+from opdkit.train.learner import Learner, Part
 from opdkit.types import Batch, Needs, Prompt, Rollout, Scores
 
 LENGTHS = ((5, 9), (3, 4), (8, 1), (4, 7))
@@ -134,8 +134,8 @@ def one_step(
     if junk is not None:
         scores = [_with_junk(s, r, junk) for s, r in zip(scores, mine, strict=True)]
     ids = early_ids(spec, loaded, mine, scores) if early else None
-    source = "teacher" if spec.support == "teacher_top_k" else "student_forward"
-    batch = collate(mine, scores, early_ids=ids, early_source=source)
+    source = "teacher" if spec.support == "teacher_top_k" else "student"
+    batch = collate(mine, {"teacher": scores}, early_ids=ids, early_source=source)
     learner = Learner(
         Student(loaded, k=4, ks=(1, 4), chunk_rows=chunk_rows),
         optim=OptimConfig(lr=1e-2, clip=1e12),
@@ -158,15 +158,15 @@ def _update(learner: Learner, batch: Batch, objective: Objective, teacher: Local
                 seen[name] = whole(parameter.grad.detach()).clone()
 
     learner.optimizer.register_step_pre_hook(look)
-    done = learner.update(
-        batch, objective.prepare(batch), objective=objective, teacher_head=teacher.head, step=0
-    )
+    part = Part(batch, objective.prepare(batch), objective)
+    done = learner.update(part, heads={"teacher": teacher.head}, step=0)
     return Step(seen, done.tally.means())
 
 
 def scored(spec: ObjectiveConfig, rows: list[Rollout]) -> tuple[LocalTeacher, list[Scores]]:
     teacher = LocalTeacher(model(seed=2, hidden=12))
-    return teacher, teacher.score(rows, needs=Objective(spec).teacher_needs)
+    needs = replace(Objective(spec).teacher_needs, at_ids=False)  # hidden states answer for any id
+    return teacher, teacher.score(rows, needs=needs)
 
 
 def early_ids(
@@ -202,7 +202,7 @@ def by_hand(spec: ObjectiveConfig) -> dict[str, Tensor]:
         theirs = RowDist(score.hidden @ teacher.head.weight.T, sampled_ids=drawn)
         ours = RowDist(logits, sampled_ids=drawn)
         losses = loss(objective, ours, theirs, sampled=drawn)
-        window = spec.window or len(ids)
+        window = spec.signal.window or len(ids)
         for t, trained in enumerate(rollout.trained):
             count += trained
             if trained and t < window:

@@ -1,6 +1,7 @@
-"""Which tokens count, and the three ways to hold one model's distribution at packed positions."""
+"""Which tokens count, and the ways to hold one model's distribution at packed positions, or one made of several."""
 
+from opdkit.support.blend import blend, with_one_end
 from opdkit.support.dist import ColumnDist, Dist, RowDist, StoredDist
 from opdkit.support.select import choose, in_set
 
-__all__ = ["ColumnDist", "Dist", "RowDist", "StoredDist", "choose", "in_set"]
+__all__ = ["ColumnDist", "Dist", "RowDist", "StoredDist", "blend", "choose", "in_set", "with_one_end"]

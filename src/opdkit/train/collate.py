@@ -6,7 +6,7 @@ row = [0 0 1 1 1] and depth = [0 1 0 1 2].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,15 +19,17 @@ from opdkit.types import Batch, MicroBatch, Rollout, Scores, Signal, Support
 
 def collate(
     rollouts: Sequence[Rollout],
-    scores: Sequence[Scores],
+    scores: Mapping[str, Sequence[Scores]],
     *,
     measured_positions: int = 0,
     seed: int = 0,
     step: int = 0,
     early_ids: Sequence[Tensor] | None = None,
-    early_source: str = "sampler",
+    early_source: str = "student",
 ) -> Batch:
-    """One step's rollouts, packed. `measured_positions` of them are drawn for diagnostics, by (seed, step); 0 = all.
+    """One step's rollouts with what each model said of them, by its name, packed.
+
+    `measured_positions` of them are drawn for diagnostics, by (seed, step); 0 = all.
 
     `early_ids` [T, S] per rollout are candidates that had to be known before the learner's forward.
     """
@@ -38,7 +40,7 @@ def collate(
     trained = [r.trained or (True,) * r.length for r in rollouts]
     return Batch(
         rollouts=tuple(rollouts),
-        scores={"teacher": tuple(scores)} if scores else {},
+        scores={name: tuple(said) for name, said in scores.items()},
         row=row,
         depth=depth,
         sampled_ids=torch.tensor([i for r in rollouts for i in r.response_ids], dtype=torch.long),
@@ -122,12 +124,11 @@ def _micro(
         sampled_ids=batch.sampled_ids[packed].to(device),
         weight=signal.weight[packed].to(device),
         measured=batch.measured[packed].to(device),
+        advantage=None if signal.advantage is None else signal.advantage[packed].to(device),
         index=packed.to(device),
         sampler_logp=None if batch.sampler_logp is None else batch.sampler_logp[packed].to(device),
         support=_support_at(batch.support, packed, device),
-        teacher=_scores_of([batch.scores["teacher"][i] for i in rows], device)
-        if "teacher" in batch.scores
-        else None,
+        scores={name: _scores_of([said[i] for i in rows], device) for name, said in batch.scores.items()},
     )
 
 

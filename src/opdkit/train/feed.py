@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from opdkit.config import Config
 from opdkit.engines.client import EngineError
-from opdkit.models.contracts import Sampler
+from opdkit.models.contracts import Sampler, Teacher
 from opdkit.models.load import LoadedModel
 from opdkit.models.teacher import LocalTeacher
 from opdkit.run.signals import Stop, Stopped
@@ -28,6 +29,8 @@ from opdkit.train.plan import Plan
 from opdkit.types import Needs, Prompt, Rollout, Scores
 
 Answer = TypeVar("Answer")
+Fed = tuple[int, list[Rollout], dict[str, list[Scores]]]
+"""Step, rollouts, what each model said of them by its name."""
 
 
 class Clock:
@@ -47,7 +50,7 @@ class Clock:
 
 
 class OnPolicy:
-    """The student's own rollouts, graded, and scored by the teacher if there is one.
+    """The student's own rollouts, graded, and scored by the teacher and other models if there are any.
 
     Iterates over (step, rollouts, scores) from `start`; `step` counts finished updates: first `start`.
     """
@@ -60,20 +63,23 @@ class OnPolicy:
         prompts: Sequence[Prompt],
         task: Any,
         sampler: Any,
-        teacher: Any | None,
+        teacher: Teacher | None,
         world: World,
         clock: Clock,
         start: int = 0,
         teacher_prompt_ids: Mapping[str, tuple[int, ...]] | None = None,
         student: LoadedModel | None = None,
+        others: Mapping[str, Teacher] | None = None,
     ):
-        """`student`: the learner's own module, where the sampler does not name its candidates."""
+        """`student`: the learner's own module, where the sampler does not name its candidates. `others`: scorers beside the
+        teacher, by name."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
-        self.task, self.sampler, self.teacher, self.start = task, sampler, teacher, start
+        self.task, self.sampler, self.start = task, sampler, start
+        self.scorers = ({} if teacher is None else {"teacher": teacher}) | dict(others or {})
         self.teacher_prompt_ids = teacher_prompt_ids or {}
         self.student = student
 
-    def __iter__(self) -> Iterator[tuple[int, list[Rollout], list[Scores]]]:
+    def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
             self.clock.reset()
             with self.clock.timed("sample"):
@@ -89,34 +95,52 @@ class OnPolicy:
         sampled = self.sampler.sample(
             mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
         )
-        if self.plan.early_ids == "student_forward":
+        if self.plan.candidates == "student_forward":
             assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
-            sampled = with_candidates(self.student, sampled, width=self.plan.candidate_width)
+            sampled = with_candidates(self.student, sampled, needs=self.plan.student_needs)
         return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
         ids = self.teacher_prompt_ids.get(rollout.prompt.source)
         return rollout if ids is None else replace(rollout, teacher_prompt_ids=ids)
 
-    def _scores(self, rollouts: Sequence[Rollout]) -> list[Scores]:
-        if self.teacher is None:
-            return []
-        ids = candidates(self.plan, rollouts) if self.plan.teacher_needs.at_ids else None
-        teacher, needs = self.teacher, self.plan.teacher_needs
-        told = together(
-            self.world, lambda: self.sampler.attempt(lambda: teacher.score(rollouts, ids=ids, needs=needs))
-        )
+    def _scores(self, rollouts: Sequence[Rollout]) -> dict[str, list[Scores]]:
+        """What each scorer said, by its name."""
+        return {name: self._score(name, rollouts, self.plan.needs_of(name)) for name in self.scorers}
+
+    def scores_of_others(self, rollouts: Sequence[Rollout], needs: Needs) -> dict[str, list[Scores]]:
+        """The same of rollouts that somebody else made, by `needs` that ask for no candidates of the student's."""
+        with self.clock.timed("score"):
+            return {name: self._score(name, rollouts, needs) for name in self.scorers}
+
+    def _score(self, name: str, rollouts: Sequence[Rollout], needs: Needs) -> list[Scores]:
+        ids = candidates(self.plan, rollouts) if needs.at_ids else None
+        ask = partial(self.scorers[name].score, rollouts, ids=ids, needs=needs)
+        told = together(self.world, partial(self.sampler.attempt, ask))
         self.sampler.settle()  # a served teacher may be waited for long, and a signal must not
         return told or []
 
 
-def with_candidates(student: LoadedModel, rollouts: Sequence[Rollout], *, width: int) -> list[Rollout]:
-    """The rollouts with the student's top-k from a forward of its own, where the sampler does not tell it."""
+def with_candidates(student: LoadedModel, rollouts: Sequence[Rollout], *, needs: Needs) -> list[Rollout]:
+    """The rollouts with what a forward of the student says of them, where the sampler does not tell it."""
     temperature = rollouts[0].temperature if rollouts else 1.0
     reader = LocalTeacher(student, temperature=temperature, payload="ids", frozen=False)
     own = [replace(r, teacher_prompt_ids=None) for r in rollouts]  # the student read its own prompt
-    scores = reader.score(own, needs=Needs(top_k=width))
-    return [replace(r, topk_ids=_named(s).cpu()) for r, s in zip(rollouts, scores, strict=True)]
+    scores = reader.score(own, needs=needs)
+    return [_with(r, s) for r, s in zip(rollouts, scores, strict=True)]
+
+
+def _with(rollout: Rollout, said: Scores) -> Rollout:
+    def here(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.cpu()
+
+    return replace(
+        rollout,
+        topk_ids=here(said.topk_ids),
+        topk_logp=here(said.topk_logp),
+        entropy=here(said.entropy),
+        logp=here(said.sampled) if rollout.logp is None else rollout.logp,
+    )
 
 
 def candidates(plan: Plan, rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -126,12 +150,12 @@ def candidates(plan: Plan, rollouts: Sequence[Rollout]) -> list[Tensor]:
 
 
 def early_ids(
-    plan: Plan, rollouts: Sequence[Rollout], scores: Sequence[Scores], *, k: int
+    plan: Plan, rollouts: Sequence[Rollout], scores: Mapping[str, Sequence[Scores]], *, k: int
 ) -> list[Tensor] | None:
     """Ids of the objective's support where they had to be known before the learner's forward."""
     if plan.early_ids == "teacher":
-        return [_named(s)[:, :k].cpu() for s in scores]
-    if plan.early_ids in ("sampler", "student_forward"):
+        return [_named(s)[:, :k].cpu() for s in scores["teacher"]]
+    if plan.early_ids == "student":
         return [ids[:, :k] for ids in candidates(plan, rollouts)]
     return None
 

@@ -13,11 +13,9 @@ from opdkit.run.folder import RunFolder
 from opdkit.run.rows import Row, as_lines
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
-from opdkit.train.feed import Clock, distinct
+from opdkit.train.feed import Clock, Fed, distinct
 from opdkit.train.record import interleaved, right
-from opdkit.types import Prompt, Rollout, RunError, Scores
-
-Fed = tuple[int, list[Rollout], list[Scores]]
+from opdkit.types import Prompt, Rollout, RunError
 
 
 class Demonstrations:
@@ -32,7 +30,7 @@ class Demonstrations:
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
             self.clock.reset()
-            yield step, _share(self.rollouts, self.config, self.world, step), []
+            yield step, _share(self.rollouts, self.config, self.world, step), {}
 
 
 class Rounds:
@@ -66,7 +64,7 @@ class Rounds:
             if not kept or step % every == 0:
                 with self.clock.timed("sample"):
                     kept = self._round(step // every)
-            yield step, _share(kept, self.config, self.world, step), []
+            yield step, _share(kept, self.config, self.world, step), {}
 
     def _round(self, number: int) -> list[Rollout]:
         """What round `number` imitates: read if it was kept before, else sampled. A collective."""

@@ -8,7 +8,7 @@ gradient. World size 1 is the same path.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,15 @@ from opdkit.objectives import Likelihood, Objective
 from opdkit.run.world import World, like, whole
 from opdkit.train.collate import micro_batches, row_groups
 from opdkit.types import Batch, RunError, Signal, Tally
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step learns from: rollouts, their signal, the objective that reads both. Mostly one; two where data is mixed in."""
+
+    batch: Batch
+    signal: Signal
+    objective: Objective | Likelihood
 
 
 @dataclass(frozen=True)
@@ -68,16 +77,18 @@ class Learner:
 
     def update(
         self,
-        batch: Batch,
-        signal: Signal,
-        *,
-        objective: Objective | Likelihood,
-        teacher_head: Head | None,
+        *parts: Part,
         step: int,
+        heads: Mapping[str, Head] | None = None,
     ) -> Update:
-        """One optimizer step on `batch`; `step` counts from 0 and sets the learning rate."""
-        count = self._global_count(batch)
-        loss, notes = self._backward(batch, signal, objective, teacher_head, count)
+        """One optimizer step on all `parts`, of which the first is told of; `step` counts from 0 and sets the learning rate.
+
+        `heads`: of the models that sent hidden states, by name.
+        """
+        count = self._global_count(parts)
+        losses, notes = self._backward(parts, heads or {}, count)
+        loss = sum(losses)
+        batch = parts[0].batch
         norm = self._clip()
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
@@ -85,33 +96,39 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if skipped:
             self._skip(loss, norm)
-        tallied, sequences = self._tally(batch, notes, loss * count, count)
+        tallied, sequences = self._tally(batch, notes, losses[0] * count, self._global_count(parts[:1]))
+        if len(parts) > 1:
+            tallied = tallied + Tally({"loss_data": (losses[1] * count, self._global_count(parts[1:]))})
         return Update(tallied, sequences, merge(notes.extremes), grad_norm=norm, skipped=skipped)
 
-    def _global_count(self, batch: Batch) -> float:
+    def _global_count(self, parts: Sequence[Part]) -> float:
         """Trained tokens over all ranks, those of weight 0 too; at least 1: an empty step is one of nothing."""
-        return max(float(self.world.sum(batch.trained.sum()).item()), 1.0)
+        mine = torch.stack([part.batch.trained.sum() for part in parts]).sum()
+        return max(float(self.world.sum(mine).item()), 1.0)
 
     def _backward(
         self,
-        batch: Batch,
-        signal: Signal,
-        objective: Objective | Likelihood,
-        teacher_head: Head | None,
+        parts: Sequence[Part],
+        heads: Mapping[str, Head],
         count: float,
-    ) -> tuple[float, Notes]:
-        """Gradients of Σ loss / count into the parameters; returns that loss over all ranks, and this rank's notes."""
+    ) -> tuple[list[float], Notes]:
+        """Gradients of Σ loss / count into the parameters; each part's share of that loss over all ranks, and this rank's
+        notes of the first."""
         budget = self.cfg.batch_tokens
         device = next(self.student.parameters()).device
-        mine = len(row_groups(batch.rollouts, budget=budget, device=device))
-        everyone = int(self.world.max(torch.tensor([float(mine)])).item())
-        total, notes = torch.zeros((), dtype=torch.float64, device=device), Notes()
-        for micro in micro_batches(batch, signal, budget=budget, device=device, at_least=everyone):
-            loss, seen = self.module(micro, objective, teacher_head)
-            (loss / count).backward()
-            total += loss.detach().to(torch.float64)
-            notes.extend(seen)
-        return float(self.world.sum(total).item()) / count, notes
+        total, told = torch.zeros(len(parts), dtype=torch.float64, device=device), Notes()
+        for number, part in enumerate(parts):
+            mine = len(row_groups(part.batch.rollouts, budget=budget, device=device))
+            everyone = int(self.world.max(torch.tensor([float(mine)])).item())
+            for micro in micro_batches(
+                part.batch, part.signal, budget=budget, device=device, at_least=everyone
+            ):
+                loss, seen = self.module(micro, part.objective, heads)
+                (loss / count).backward()
+                total[number] += loss.detach().to(torch.float64)
+                if number == 0:
+                    told.extend(seen)
+        return (self.world.sum(total) / count).tolist(), told
 
     def _clip(self) -> float:
         """Scales gradients to norm `optim.clip` at most; returns the norm before, over all ranks."""

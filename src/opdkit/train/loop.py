@@ -25,9 +25,11 @@ import torch
 from opdkit.config import Config
 from opdkit.diagnostics import Monitor
 from opdkit.engines.client import EngineError
+from opdkit.models.head import Head
 from opdkit.models.load import LoadedModel, pick_device
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.teacher import LocalTeacher
+from opdkit.objectives import Moment
 from opdkit.run.checkpoint import save_checkpoint
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
@@ -35,10 +37,11 @@ from opdkit.tasks import load_task
 from opdkit.train.collate import collate
 from opdkit.train.evaluate import evaluate
 from opdkit.train.feed import OnPolicy, Stoppable, early_ids
-from opdkit.train.learner import Update
+from opdkit.train.learner import Part, Update
 from opdkit.train.look import tokens_of
 from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
 from opdkit.train.stage import Stage, set_stage
+from opdkit.train.switch import switch_step
 from opdkit.train.teachers import known_of
 from opdkit.types import Finding, Rollout, RunError
 
@@ -82,13 +85,14 @@ def run_story(config: Config, *, resume: Path | None = None, talk: Talk | None =
 
 def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     cfg, plan, learner, clock = stage.config, stage.plan, stage.learner, stage.clock
-    teacher_head = None if stage.teacher is None else stage.teacher.head
+    heads = _heads(stage)
     done = saved = whole = stage.start  # `whole`: updated, published and logged
     _open(stage, talk)
     monitor = _watch(stage, talk)
     try:
         _publish(stage)
         _examine(stage, done, talk)  # before the first step, or what a stopped run left out
+        switched = _switched(stage, done, talk)
         began = time.perf_counter()
         for step, rollouts, scores in stage.feed:
             done = step + 1
@@ -101,12 +105,13 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                     seed=cfg.seed,
                     step=step,
                     early_ids=early_ids(plan, rollouts, scores, k=cfg.objective.k),
-                    early_source=plan.early_ids or "sampler",
+                    early_source=plan.early_ids or "student",
                 )
-                signal = plan.objective.prepare(batch)
-                update = learner.update(
-                    batch, signal, objective=plan.objective, teacher_head=teacher_head, step=step
-                )
+                objective = plan.objective.at(step)
+                moment = Moment(cfg.seed, step, rewarded=switched is not None and step >= switched)
+                own = Part(batch, objective.prepare(batch, moment), objective)
+                parts = [own] if stage.mix is None else [own, stage.mix.part(step)]
+                update = learner.update(*parts, heads=heads, step=step)
             unpublished = _published(stage)  # unchanged after a skipped step
             _refresh_teacher(stage, done)
 
@@ -130,6 +135,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
             if unpublished:  # nor examine weights that the engine does not have
                 raise unpublished
             _examine(stage, done, talk)  # after saving: being cut off costs no step
+            switched = _switched(stage, done, talk) if switched is None else switched
             if done < cfg.steps and (why := _critical(stage, findings)):
                 if done > saved:
                     save(stage, done)
@@ -149,6 +155,12 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     finally:
         stage.sampler.close()
     return 0
+
+
+def _heads(stage: Stage) -> dict[str, Head]:
+    """Lent by the models that send hidden states, by name."""
+    scorers = {**({} if stage.teacher is None else {"teacher": stage.teacher}), **stage.others}
+    return {name: scorer.head for name, scorer in scorers.items() if scorer.head is not None}
 
 
 def _publish(stage: Stage) -> None:
@@ -313,6 +325,35 @@ def _examined(stage: Stage, sampler: Stoppable) -> dict[str, Any]:
         seed=cfg.seed,
         world=stage.world,
     )
+
+
+def _switched(stage: Stage, done: int, talk: Talk) -> int | None:
+    """The step from which only the task's reward teaches, where that is asked for; told once."""
+    cfg, folder = stage.config, stage.folder
+    if cfg.objective.signal.reward != "sequential":
+        return None
+    rows = (
+        []
+        if folder is None
+        else [(row["step"], row["avg_at_k"]) for row in folder.read_eval() if "avg_at_k" in row]
+    )
+    at: int | None = stage.world.gather(switch_step(cfg, rows))[0]
+    if at is None or folder is None or any(row["name"] == "reward_switch" for row in folder.read_findings()):
+        return at
+    why = "as configured" if cfg.objective.signal.switch_step else "evaluation is flat"
+    _tell(
+        stage,
+        Finding(
+            name="reward_switch",
+            severity="info",
+            message=f"from step {at + 1} on the task's reward teaches alone ({why})",
+            numbers={"step": at},
+            step=done,
+            source="arXiv 2609.04108",
+        ),
+        talk,
+    )
+    return at
 
 
 def _exam_due(cfg: Config, done: int) -> bool:

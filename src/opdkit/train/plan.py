@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from opdkit.config import Config, LocalSampling, VllmSampling, VllmServerSampling
+from opdkit.config import Config, LocalSampling, LocalTeacher, VllmSampling, VllmServerSampling
 from opdkit.engines.vllm_http import server_reach, server_top_k
-from opdkit.models.load import open_config, open_tokenizer, vocabulary_rows
+from opdkit.models.load import open_config, open_stop_ids, open_tokenizer, vocabulary_rows
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation, push_down
-from opdkit.train.teachers import Offer, offer_of
+from opdkit.train.rails import guard_rails
+from opdkit.train.teachers import Offer, offer_of, offers_of_others
 from opdkit.types import Finding, Needs, UserError
 
 
@@ -23,14 +24,24 @@ class Plan:
     rows: int  # vocabulary in use: the ids all tokenizers share
     sampler_needs: Needs
     teacher_needs: Needs
-    # who names candidates before the learner's forward: "sampler", "student_forward", "teacher" or nobody
+    # whose ids are the objective's support before the learner's forward: "student", "teacher" or nobody's
     early_ids: str | None
     tokenizer: Any  # the student's
     teacher: Offer  # what the teacher told before it was opened; of nothing where there is none
     findings: tuple[Finding, ...] = ()
-    candidate_width: int = 0  # of the student's candidates that are named early
+    candidates: str | None = (
+        None  # who names the student's before its forward: "sampler", "student_forward" or nobody
+    )
+    candidate_width: int = 0
+    student_needs: Needs = field(default_factory=Needs)  # of rollouts, before the learner's forward
+    others: Mapping[str, Offer] = field(default_factory=dict)  # models beside student and teacher
+    other_needs: Needs = field(default_factory=Needs)
     # tokens of prompt and response that the sampler takes, if less than the student does
     reach: int = 1 << 30
+
+    def needs_of(self, name: str) -> Needs:
+        """What a scorer is asked for."""
+        return self.teacher_needs if name == "teacher" else self.other_needs
 
 
 LIKELIHOODS: dict[str, Callable[[Config], Likelihood]] = {
@@ -101,28 +112,36 @@ def _with_teacher(config: Config) -> Plan:
             "eval.teacher = true, but the teacher's weights are not in this process to answer with",
             hint="eval.teacher=false, and examine it by itself: opd eval MODEL --task FILE",
         )
-    objective = Objective(config.objective)
     student_config, student_tokenizer = open_config(config.student), open_tokenizer(config.student)
     offer = offer_of(config, tokenizer=student_tokenizer, student_config=student_config)
+    others = offers_of_others(config, tokenizer=student_tokenizer, student_config=student_config)
+    rows = min(o.rows for o in (offer, *others.values()))
+    offer = replace(offer, context=min(o.context for o in (offer, *others.values())))
+    ends, special = _named_ids(config, student_tokenizer, rows)
+    objective = Objective(config.objective, ends=ends, special=special)
+    _refuse_rewards(config)
     _refuse_unmet(objective, offer, config)
-    rows = offer.rows
+    _refuse_others(objective, others, config)
     _refuse_wide(_widths(config), rows)
     _refuse_stop_ids(config, rows)
     early = _early_ids(objective, offer.offers)
-    width = _candidate_width(config, offer.offers, early, rows)
-    if early == "sampler" and width > sampler_top_k(config, rows=rows):
-        early = "student_forward"
+    student_needs = _student_needs(config, offer.offers, objective, early, rows)
+    candidates = _who_names(config, student_needs, rows)
     return Plan(
         objective=objective,
         rows=rows,
-        sampler_needs=Needs(sampled=True, top_k=width if early == "sampler" else 0),
-        candidate_width=width,
+        sampler_needs=Needs(sampled=True) | (student_needs if candidates == "sampler" else Needs()),
+        candidates=candidates,
+        candidate_width=student_needs.top_k,
+        student_needs=student_needs,
         reach=sampler_reach(config),
         teacher_needs=_teacher_needs(config, offer.offers, objective, early, rows),
+        others=others,
+        other_needs=_what_travels(objective.other_needs, others, objective),
         early_ids=early,
         tokenizer=student_tokenizer,
         teacher=offer,
-        findings=_narrow(config, offer, rows),
+        findings=(*_narrow(config, offer, rows), *guard_rails(config, rows)),
     )
 
 
@@ -174,9 +193,23 @@ def _narrow(config: Config, offer: Offer, rows: int) -> tuple[Finding, ...]:
     )
 
 
+def _refuse_rewards(config: Config) -> None:
+    """Rewards relative to a group need one, and a switch at flat evaluations needs evaluations."""
+    signal = config.objective.signal
+    grouped = signal.reward != "none" or signal.prompts == "pass_rate"
+    if grouped and config.sampling.responses < 2:
+        raise UserError("a group of one response has no spread", hint="sampling.responses=8")
+    if signal.reward == "sequential" and not signal.switch_step and not config.eval.every:
+        raise UserError(
+            "the reward takes over when evaluation is flat, and nothing is evaluated on the way",
+            hint="eval.every=10, or objective.signal.switch_step=60",
+        )
+
+
 def _widths(config: Config) -> dict[str, int]:
     wide = {"diagnostics.k": config.diagnostics.k, "sampling.top_k": config.sampling.top_k}
-    if config.objective.of_student or config.objective.of_teacher:
+    spec = config.objective
+    if spec.of_student or spec.of_teacher or spec.signal.reads_candidates:
         wide = {"objective.k": config.objective.k, **wide}
     if config.objective.forward_gate > 0.0:
         wide = {"objective.gate_k": config.objective.gate_k, **wide}
@@ -208,15 +241,61 @@ def _early_ids(objective: Objective, offers: Needs) -> str | None:
     if objective.spec.support == "teacher_top_k" and objective.columns_only:
         return "teacher"
     if objective.columns_only or (offers.at_ids and not offers.full):
-        return "sampler"
+        return "student"
     return None
 
 
-def _candidate_width(config: Config, offers: Needs, early: str | None, rows: int) -> int:
-    if early != "sampler":
-        return 0
-    width = config.objective.k if config.objective.of_student else 0
-    return min(rows, max(width, 0 if offers.full else config.diagnostics.k))
+def _student_needs(
+    config: Config, offers: Needs, objective: Objective, early: str | None, rows: int
+) -> Needs:
+    """What must be known of the student before the learner's forward: candidates to score, what the signal reads."""
+    width = 0
+    if early == "student":
+        width = config.objective.k if config.objective.of_student else 0
+        width = min(rows, max(width, 0 if offers.full else config.diagnostics.k))
+    return objective.early_needs[0] | Needs(top_k=width)
+
+
+def _who_names(config: Config, needs: Needs, rows: int) -> str | None:
+    """The sampler, which knows it anyway; a forward of the student where the sampler does not tell that much."""
+    if needs.top_k == 0 and not needs.entropy:
+        return None
+    tells_entropy = isinstance(config.sampling, LocalSampling)
+    if needs.top_k > sampler_top_k(config, rows=rows) or (needs.entropy and not tells_entropy):
+        return "student_forward"
+    return "sampler"
+
+
+def _named_ids(config: Config, tokenizer: Any, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """End tokens of both models, and what else is special, where the objective treats them apart."""
+    spec = config.objective
+    if not (spec.merge_ends or spec.mask_special):
+        return (), ()
+    ends = set(config.sampling.stop_ids or open_stop_ids(config.student, tokenizer, rows=rows))
+    if spec.merge_ends and isinstance(config.teacher, LocalTeacher):
+        ends |= set(open_stop_ids(config.teacher, open_tokenizer(config.teacher), rows=rows))
+    special = {i for i in tokenizer.all_special_ids if i < rows} - ends
+    return (
+        tuple(sorted(i for i in ends if 0 <= i < rows)) if spec.merge_ends else (),
+        tuple(sorted(special)) if spec.mask_special else (),
+    )
+
+
+def _refuse_others(objective: Objective, others: Mapping[str, Offer], config: Config) -> None:
+    for name, offer in others.items():
+        unmet = objective.other_needs.unmet(offer.offers)
+        if unmet:
+            raise UserError(
+                f"objective.target = {config.objective.target!r} needs {', '.join(unmet)} of the {name}, which it does not give",
+                hint=f'{name}=FOLDER of a model in this process, or objective.support="sampled"',
+            )
+
+
+def _what_travels(needs: Needs, others: Mapping[str, Offer], objective: Objective) -> Needs:
+    """Hidden states where all of them lend a head; else the numbers. The signal may read the sampled token's as well."""
+    early = Needs(sampled=objective.early_needs[1].sampled)
+    lend = bool(others) and all(offer.offers.full for offer in others.values())
+    return (Needs(full=True) if lend else needs) | early
 
 
 def _teacher_needs(
@@ -224,13 +303,14 @@ def _teacher_needs(
 ) -> Needs:
     """What travels. Beside hidden states only ids that must be known early; else each number that is used."""
     early_k = config.objective.k if early == "teacher" else 0
+    asked = objective.early_needs[1]
     if offers.full:
-        return Needs(full=True, top_k=early_k)
+        return Needs(full=True, top_k=early_k) | asked
     widest = max(config.diagnostics.k, *config.diagnostics.ks, early_k)
     measured = Needs(
         sampled=True,
         top_k=min(rows, widest, offers.top_k),
-        at_ids=early in ("sampler", "student_forward"),
+        at_ids=early == "student",
         entropy=offers.entropy,
     )
-    return objective.teacher_needs | measured
+    return objective.teacher_needs | measured | asked

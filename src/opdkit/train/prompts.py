@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opdkit.config import Config, RouterTeacher
+from opdkit.config import Config, FileTask, RouterTeacher
 from opdkit.engines.router import refuse_unrouted
 from opdkit.models.load import context_length, open_config, open_stop_ids
 from opdkit.tasks import demonstrations, encode, fit
+from opdkit.tasks.rows import must_be_file, read_prompts
 from opdkit.train.plan import Plan
 from opdkit.train.teachers import renderer_of
 from opdkit.types import Finding, Prompt, Rollout, UserError
@@ -43,6 +44,8 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
             f"story {config.story!r} lives on scores, and the task has no grader",
             hint=_GRADER if config.task.type != "math" else "task.train=dapo-math-17k, which has answers",
         )
+    if config.story == "distill" and config.objective.signal.reads_grades and not task.training_graded:
+        raise UserError("objective.signal reads grades, and the task has no grader", hint=_GRADER)
     renderer = open_renderer(config, plan.tokenizer)
     train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
     exam = encode(task.evaluation, plan.tokenizer, cfg, renderer=renderer)
@@ -53,8 +56,11 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
     exam, more = _examined(config, exam, student)
     kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, renderer)
-    told = (*plan.findings, *task.findings, *findings, *more, *others, *_ungraded(task, config))
-    return Prompts(kept, exam, teacher_ids, told)
+    shown, dropped = (
+        _demonstrated(config, plan, task.train, renderer, student) if _mixes(config) else ([], [])
+    )
+    told = (*plan.findings, *task.findings, *findings, *more, *others, *dropped, *_ungraded(task, config))
+    return Prompts(kept, exam, teacher_ids, told, demonstrations=shown)
 
 
 def open_renderer(config: Config, tokenizer: Any) -> Any:
@@ -87,7 +93,37 @@ def _to_imitate(
     *,
     told: Sequence[Finding],
 ) -> Prompts:
-    """Demonstrations as rollouts; those that the student's context cannot hold are left out and told."""
+    """Demonstrations as rollouts, and what the student is examined by."""
+    kept, findings = _shown(config, plan, train, context)
+    exam, more = _examined(config, exam, context)
+    return Prompts((), exam, {}, (*told, *findings, *more), demonstrations=kept)
+
+
+def _mixes(config: Config) -> bool:
+    return config.story == "distill" and config.mix.demonstrations > 0
+
+
+def _demonstrated(
+    config: Config, plan: Plan, own: Sequence[Prompt], renderer: Any, context: int
+) -> tuple[list[Rollout], list[Finding]]:
+    """The data beside own rollouts: of a file, or the responses that the task's rows have."""
+    if config.teacher is not None and config.teacher.context is not None and config.mix.objective is not None:
+        raise UserError(
+            "mix.objective compares with the teacher, which reads a context of its own before every prompt",
+            hint="leave mix.objective out, or teacher.context",
+        )
+    if config.mix.path is not None:
+        must_be_file(config.mix.path, key="mix.path")
+        own = read_prompts(config.mix.path, FileTask(path=config.mix.path))
+    encoded = encode(own, plan.tokenizer, config.task, renderer=renderer)
+    refuse_unknown_tokens(encoded, plan.tokenizer, rows=plan.rows)
+    return _shown(config, plan, encoded, min(context, plan.teacher.context))
+
+
+def _shown(
+    config: Config, plan: Plan, train: Sequence[Prompt], context: int
+) -> tuple[list[Rollout], list[Finding]]:
+    """Demonstrations as rollouts; those that the context cannot hold are left out and told."""
     stops = open_stop_ids(config.student, plan.tokenizer, rows=plan.rows)
     shown = demonstrations(train, plan.tokenizer, stop_ids=config.sampling.stop_ids or stops)
     responses = [replace(r.prompt, ids=r.response_ids) for r in shown]
@@ -111,8 +147,7 @@ def _to_imitate(
                 remedy="shorten or remove them",
             )
         ]
-    exam, more = _examined(config, exam, context)
-    return Prompts((), exam, {}, (*told, *findings, *more), demonstrations=kept)
+    return kept, findings
 
 
 def _examined(config: Config, exam: Sequence[Prompt], context: int) -> tuple[list[Prompt], list[Finding]]:

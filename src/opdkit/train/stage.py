@@ -35,9 +35,10 @@ from opdkit.run.world import World
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
 from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import Learner
+from opdkit.train.mix import Mix, mixed_objective
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
-from opdkit.train.teachers import check_teacher_weights, open_teacher, refuse_another
+from opdkit.train.teachers import check_teacher_weights, open_others, open_teacher, refuse_another
 from opdkit.types import Finding, Prompt, UserError
 
 
@@ -66,7 +67,9 @@ class Stage:
     learner: Learner
     sampler: Stoppable
     teacher: Teacher | None
+    others: Mapping[str, Teacher]  # models beside student and teacher
     feed: OnPolicy | Demonstrations | Rounds
+    mix: Mix | None  # data beside own rollouts
     clock: Clock
     findings: tuple[Finding, ...]
 
@@ -76,6 +79,8 @@ def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Pa
     require_trackers(config.track)
     _refuse_ranks(config, world)
     plan = make_plan(config)
+    if config.story == "distill":
+        mixed_objective(config, plan)
     prompts = encoded_prompts(config, task, plan)
     _check_weights(config, resume)
     _check_sampler(config)
@@ -124,13 +129,16 @@ def _set(
     )
     if saved is not None:
         refuse_another(teacher, saved.state.get("known", {}))
-    findings = (*findings, *probed)
+    others, also = open_others(
+        config, plan.others, rows=plan.rows, device=world.device, student=loaded, resumed=saved is not None
+    )
+    findings = (*findings, *probed, *also)
     sampler = Stoppable(_sampler(config, plan, loaded, world, folder, saved), stop, world)
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
     clock = Clock()
-    feed = _feed(config, plan, world, task, prompts, folder, loaded, sampler, teacher, clock, start)
+    feed = _feed(config, plan, world, task, prompts, folder, loaded, sampler, teacher, others, clock, start)
     return Stage(
         config,
         plan,
@@ -143,7 +151,9 @@ def _set(
         learner,
         sampler,
         teacher,
+        others,
         feed,
+        _mix(config, plan, world, prompts, feed),
         clock,
         findings,
     )
@@ -159,6 +169,7 @@ def _feed(
     loaded: LoadedModel,
     sampler: Stoppable,
     teacher: Teacher | None,
+    others: Mapping[str, Teacher],
     clock: Clock,
     start: int,
 ) -> OnPolicy | Demonstrations | Rounds:
@@ -188,7 +199,16 @@ def _feed(
         start=start,
         teacher_prompt_ids=prompts.teacher_ids,
         student=loaded,
+        others=others,
     )
+
+
+def _mix(
+    config: Config, plan: Plan, world: World, prompts: Prompts, feed: OnPolicy | Demonstrations | Rounds
+) -> Mix | None:
+    if not (config.mix.demonstrations and isinstance(feed, OnPolicy)):
+        return None
+    return Mix(config, plan, rollouts=prompts.demonstrations, score=feed.scores_of_others, world=world)
 
 
 def _check_sampler(config: Config) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdkit.config import Config, LocalTeacher, ModelConfig, RouterTeacher, SelfTeacher, ServerTeacher
+from opdkit.config import (
+    Config,
+    LocalTeacher,
+    ModelConfig,
+    RouterTeacher,
+    SelfTeacher,
+    ServerTeacher,
+    TeacherConfig,
+)
 from opdkit.engines.dialects import Facts
 from opdkit.engines.facts import ask_facts, endpoint_of, rows_shared
 from opdkit.engines.probe import start
@@ -44,6 +52,31 @@ def offer_of(config: Config, *, tokenizer: Any, student_config: Any) -> Offer:
     """Reads configs and tokenizers, asks servers. Raises UserError for what cannot work."""
     cfg = config.teacher
     assert cfg is not None
+    return _offer_of(cfg, tokenizer=tokenizer, student_config=student_config)
+
+
+def offers_of_others(config: Config, *, tokenizer: Any, student_config: Any) -> dict[str, Offer]:
+    """The same of the models that the objective's target and anchor name: `reference`, and `start`, a copy of the student."""
+    found = {}
+    for name in config.objective.others:
+        cfg = _other(config, name)
+        found[name] = _offer_of(cfg, tokenizer=tokenizer, student_config=student_config)
+    return found
+
+
+def _other(config: Config, name: str) -> TeacherConfig:
+    if name == "start":
+        assert config.teacher is not None
+        return SelfTeacher(temperature=config.sampling.temperature)
+    if config.reference is None:
+        raise UserError(
+            f"objective.target = {config.objective.target!r} needs what the teacher was before its RL",
+            hint='reference=FOLDER or a Hub id; or objective.target="teacher"',
+        )
+    return config.reference
+
+
+def _offer_of(cfg: TeacherConfig, *, tokenizer: Any, student_config: Any) -> Offer:
     if isinstance(cfg, SelfTeacher):
         rows = vocabulary_rows(tokenizer, student_config)
         return Offer(models.OFFERS[cfg.payload], rows, context_length(student_config))
@@ -78,7 +111,7 @@ def _offer(
 def check_teacher_weights(config: Config) -> None:
     """UserError where weights that will be read here are missing or damaged. Headers only."""
     cfg = config.teacher
-    members = list(cfg.teachers.values()) if isinstance(cfg, RouterTeacher) else [cfg]
+    members = list(cfg.teachers.values()) if isinstance(cfg, RouterTeacher) else [cfg, config.reference]
     for member in members:
         if isinstance(member, LocalTeacher):
             check_weights(member)
@@ -113,6 +146,31 @@ def open_teacher(
             config, cfg, rows=rows, device=device, student=student, resumed=resumed, kept=kept
         ), ()
     return _open(cfg, offer.served.get(""), rows=rows, device=device)
+
+
+def open_others(
+    config: Config,
+    offers: Mapping[str, Offer],
+    *,
+    rows: int,
+    device: torch.device,
+    student: LoadedModel,
+    resumed: bool,
+) -> tuple[dict[str, Teacher], tuple[Finding, ...]]:
+    """The models beside student and teacher by name, and what their probes saw."""
+    opened: dict[str, Teacher] = {}
+    told: list[Finding] = []
+    for name, offer in offers.items():
+        cfg = _other(config, name)
+        if isinstance(cfg, SelfTeacher):
+            opened[name] = _own_copy(
+                config, cfg, rows=rows, device=device, student=student, resumed=resumed, kept=None
+            )
+            continue
+        assert not isinstance(cfg, RouterTeacher)
+        opened[name], found = _open(cfg, offer.served.get(""), rows=rows, device=device)
+        told += found
+    return opened, tuple(told)
 
 
 def known_of(teacher: Teacher | None) -> dict[str, list[float]]:
