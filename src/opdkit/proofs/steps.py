@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig
+from opdkit.models.head import Head
 from opdkit.models.load import LoadedModel, describe
 from opdkit.models.student import Student
 from opdkit.models.teacher import LocalTeacher
@@ -28,12 +29,15 @@ from opdkit.proofs.specs import PRESET_VOCABULARY, presets
 from opdkit.run.world import World, whole
 from opdkit.support import RowDist
 from opdkit.train.collate import collate
+from opdkit.train.feed import with_candidates
 from opdkit.train.learner import Learner, Part
-from opdkit.types import Batch, Needs, Prompt, Rollout, Scores
+from opdkit.types import Batch, Grade, Needs, Prompt, Rollout, Scores
 
 LENGTHS = ((5, 9), (3, 4), (8, 1), (4, 7))
-"""(prompt, response) tokens; two responses to each prompt, the second one token longer."""
-SPLITS = ((1, 0), (24, 5), (60, 1), (10**6, 4))
+"""(prompt, response) tokens; two graded responses to each prompt, the second one token longer."""
+MODELS = {"teacher": 2, "reference": 3, "start": 4}
+"""Whom an objective may ask, and the seed of each."""
+SPLITS = ((1, 0), (24, 2), (10**6, 4))
 """(padded tokens per forward, positions per chunk of the head): one rollout at a time up to all in one."""
 
 
@@ -85,7 +89,8 @@ def rollouts() -> list[Rollout]:
         for sample in range(2):
             response = _ids(response_tokens + sample, generator)
             trained = tuple(t % 4 != 3 for t in range(len(response)))
-            found.append(Rollout(prompt, response, "length", sample=sample, trained=trained))
+            grade = Grade(float((i + sample) % 3 == 0))
+            found.append(Rollout(prompt, response, "stop", grade=grade, sample=sample, trained=trained))
     return found
 
 
@@ -129,13 +134,15 @@ def one_step(
     world = world or World(torch.device("cpu"))
     objective = Objective(spec)
     loaded = model(seed=1, hidden=8)
-    mine = [r for r in rollouts() if int(r.prompt.id) % world.size == world.rank]
-    teacher, scores = scored(spec, mine)
+    rows = [r for r in rollouts() if int(r.prompt.id) % world.size == world.rank]
+    mine = with_candidates(loaded, rows, needs=Needs(sampled=True, top_k=spec.k, entropy=True))
+    scores, heads = scored(spec, mine)
     if junk is not None:
-        scores = [_with_junk(s, r, junk) for s, r in zip(scores, mine, strict=True)]
-    ids = early_ids(spec, loaded, mine, scores) if early else None
+        pairs = zip(scores["teacher"], mine, strict=True)
+        scores["teacher"] = [_with_junk(said, rollout, junk) for said, rollout in pairs]
+    ids = early_ids(spec, mine, scores["teacher"]) if early else None
     source = "teacher" if spec.support == "teacher_top_k" else "student"
-    batch = collate(mine, {"teacher": scores}, early_ids=ids, early_source=source)
+    batch = collate(mine, scores, early_ids=ids, early_source=source)
     learner = Learner(
         Student(loaded, k=4, ks=(1, 4), chunk_rows=chunk_rows),
         optim=OptimConfig(lr=1e-2, clip=1e12),
@@ -145,10 +152,10 @@ def one_step(
         max_tokens=16,
         bins=2,
     )
-    return _update(learner, batch, objective, teacher)
+    return _update(learner, batch, objective, heads)
 
 
-def _update(learner: Learner, batch: Batch, objective: Objective, teacher: LocalTeacher) -> Step:
+def _update(learner: Learner, batch: Batch, objective: Objective, heads: dict[str, Head]) -> Step:
     """The one place that calls the learner; the optimizer's hook hands out what it is about to apply."""
     seen: dict[str, Tensor] = {}
 
@@ -159,25 +166,27 @@ def _update(learner: Learner, batch: Batch, objective: Objective, teacher: Local
 
     learner.optimizer.register_step_pre_hook(look)
     part = Part(batch, objective.prepare(batch), objective)
-    done = learner.update(part, heads={"teacher": teacher.head}, step=0)
+    done = learner.update(part, heads=heads, step=0)
     return Step(seen, done.tally.means())
 
 
-def scored(spec: ObjectiveConfig, rows: list[Rollout]) -> tuple[LocalTeacher, list[Scores]]:
-    teacher = LocalTeacher(model(seed=2, hidden=12))
-    needs = replace(Objective(spec).teacher_needs, at_ids=False)  # hidden states answer for any id
-    return teacher, teacher.score(rows, needs=needs)
+def scored(spec: ObjectiveConfig, rows: list[Rollout]) -> tuple[dict[str, list[Scores]], dict[str, Head]]:
+    """What each model that an objective may ask for says of rollouts that name the student's candidates, and its head."""
+    needs = Needs(sampled=True, at_ids=True, top_k=Objective(spec).teacher_needs.top_k)
+    ids = [r.topk_ids for r in rows if r.topk_ids is not None]
+    scores = {name: _reader(seed).score(rows, needs=needs, ids=ids) for name, seed in MODELS.items()}
+    return scores, {name: _reader(seed).head for name, seed in MODELS.items()}
 
 
-def early_ids(
-    spec: ObjectiveConfig, loaded: LoadedModel, rows: list[Rollout], scores: list[Scores]
-) -> list[Tensor]:
+@cache
+def _reader(seed: int) -> LocalTeacher:
+    return LocalTeacher(model(seed=seed, hidden=12))
+
+
+def early_ids(spec: ObjectiveConfig, rows: list[Rollout], scores: list[Scores]) -> list[Tensor]:
     """Candidates known before the learner's forward: the teacher's own, or the student's from a reading of its own."""
-    if spec.support == "teacher_top_k":
-        named = scores
-    else:
-        named = LocalTeacher(loaded, payload="ids", frozen=False).score(rows, needs=Needs(top_k=spec.k))
-    return [s.topk_ids[:, : spec.k] for s in named if s.topk_ids is not None]
+    named = scores if spec.support == "teacher_top_k" else rows
+    return [held.topk_ids[:, : spec.k] for held in named if held.topk_ids is not None]
 
 
 def _with_junk(scores: Scores, rollout: Rollout, junk: float) -> Scores:
@@ -191,15 +200,16 @@ def by_hand(spec: ObjectiveConfig) -> dict[str, Tensor]:
     if missing := unknown(spec):
         raise NotCovered(", ".join(missing))
     objective, loaded, rows = Objective(spec), model(seed=1, hidden=8), rollouts()
-    teacher, scores = scored(spec, rows)
+    rows = with_candidates(loaded, rows, needs=Needs(top_k=spec.k))
+    scores, heads = scored(spec, rows)
     loaded.model.requires_grad_(True)
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for rollout, score in zip(rows, scores, strict=True):
+    for rollout, score in zip(rows, scores["teacher"], strict=True):
         ids, first = [*rollout.prompt.ids, *rollout.response_ids], len(rollout.prompt.ids)
         logits = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1 : -1]
         drawn = torch.tensor(rollout.response_ids)
         assert score.hidden is not None and rollout.trained is not None
-        theirs = RowDist(score.hidden @ teacher.head.weight.T, sampled_ids=drawn)
+        theirs = RowDist(score.hidden @ heads["teacher"].weight.T, sampled_ids=drawn)
         ours = RowDist(logits, sampled_ids=drawn)
         losses = loss(objective, ours, theirs, sampled=drawn)
         window = spec.signal.window or len(ids)
@@ -256,14 +266,15 @@ def positions_not_trained_on() -> Iterator[Check]:
     """What the teacher holds where a token is not trained on: the same bits of the gradient."""
     worst = Worst()
     for name, spec in presets().items():
+        clean = cache(partial(one_step, spec))
         for junk in (-50.0, 1e6):
             who = f"{name}, hidden states of {junk:g}"
-            worst.attempt(who, spec, partial(_junk_error, spec, junk))
+            worst.attempt(who, spec, partial(_junk_error, spec, clean, junk))
     yield worst.check("contents of positions that are not trained on", bound=0.0)
 
 
-def _junk_error(spec: ObjectiveConfig, junk: float) -> float:
-    clean, dirty = (_flat(one_step(spec, junk=held).gradient) for held in (None, junk))
+def _junk_error(spec: ObjectiveConfig, clean_step: Callable[[], Step], junk: float) -> float:
+    clean, dirty = _flat(clean_step().gradient), _flat(one_step(spec, junk=junk).gradient)
     return 0.0 if torch.equal(clean, dirty) else largest([relative(dirty, clean), 1e-300])
 
 
