@@ -209,6 +209,8 @@ def test_what_raises_and_what_is_no_number_does_not_hold(monkeypatch: pytest.Mon
     row = prove(spec, "sampled", kind="preset", group="sampled")
     assert row.holds is False and "off its formula by nan" in row.reason
     assert row.reason.endswith("its mean is no number")
+    monkeypatch.setattr("opdkit.proofs.objectives.accepted", lambda: accepted()[:3])
+    json.dumps(selftest(only=["objectives"]), allow_nan=False)  # a document has none, whatever was measured
     assert Check("a", error=float("nan")).holds is False and Check("a").holds is False
 
 

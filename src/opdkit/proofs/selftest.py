@@ -151,7 +151,10 @@ def _group(name: str, rows: list[ObjectiveRow]) -> dict[str, Any]:
         "formula_error": _largest(row.formula_error for row in proven),
         "relative_error": _largest(errors),
         "bias": [min(biases), max(biases)] if biases and all(map(math.isfinite, biases)) else None,
-        "cosine": min((row.cosine for row in proven if row.cosine is not None), default=None),
+        "cosine": min(
+            (row.cosine for row in proven if row.cosine is not None and math.isfinite(row.cosine)),
+            default=None,
+        ),
     }
 
 
