@@ -3,6 +3,7 @@
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.models import (
     LocalTeacher,
+    LoraConfig,
     ModelConfig,
     Patience,
     RouterTeacher,
@@ -49,6 +50,7 @@ __all__ = [
     "LearnerConfig",
     "LocalSampling",
     "LocalTeacher",
+    "LoraConfig",
     "MathTask",
     "ModelConfig",
     "ObjectiveConfig",

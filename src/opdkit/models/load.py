@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from opdkit.models.adapter import adapters_off
+from opdkit.models.adapter_folder import AdapterFolder, adapter_folder, check_adapter, merged_onto
 from opdkit.models.head import Head
 from opdkit.types import UserError
 
@@ -44,6 +47,7 @@ class LoadedModel:
     stop_ids: tuple[int, ...]  # any of these ends a response
     fingerprint: str  # of the tokenizer: same fingerprint, same ids for the same tokens
     max_length: int  # tokens the positions reach
+    bare: bool = False  # read with its adapters off: the base of a student that is trained beside it
 
     @property
     def body(self) -> nn.Module:
@@ -53,6 +57,10 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Around every forward that is meant to be this model's: its module may be another's with adapters."""
+        return adapters_off(self.model) if self.bare else nullcontext()
 
 
 def pick_device(name: str) -> torch.device:
@@ -71,14 +79,36 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def open_model(ref: ModelRef, *, device: torch.device, rows: int | None = None) -> LoadedModel:
+@dataclass(frozen=True)
+class BaseRef:
+    """The base of an adapter folder, as a `ModelRef`."""
+
+    model: str
+    revision: str | None
+    dtype: Any
+
+
+def base_of(ref: ModelRef) -> tuple[ModelRef, AdapterFolder | None]:
+    """Where `ref`'s weights are, and the adapter on them where it is an adapter folder."""
+    adapter = adapter_folder(ref.model)
+    return (ref, None) if adapter is None else (BaseRef(adapter.base, adapter.revision, ref.dtype), adapter)
+
+
+def open_model(
+    ref: ModelRef, *, device: torch.device, rows: int | None = None, merge: bool = True
+) -> LoadedModel:
     """Load weights and tokenizer; `rows` limits the vocabulary further (what two tokenizers share).
 
+    An adapter folder is its base with the adapter merged; without `merge`, its base alone.
     Raises UserError when the model is missing, needs remote code, has no safetensors or not all that its
     config asks for, or is an architecture whose logits are not a linear head over its hidden states.
     """
     tokenizer = open_tokenizer(ref)
-    model = _from_pretrained(ref).to(device).eval()
+    base, adapter = base_of(ref)
+    model = _from_pretrained(base)
+    if merge and adapter is not None:
+        model = merged_onto(model, adapter)
+    model = model.to(device).eval()
     return describe(model, tokenizer, name=ref.model, rows=rows)
 
 
@@ -98,18 +128,22 @@ def describe(model: Any, tokenizer: Any, *, name: str, rows: int | None = None) 
 
 
 def open_tokenizer(ref: ModelRef) -> Any:
-    return _opened(ref, "tokenizer", "AutoTokenizer")
+    """Of an adapter folder its own, if it has one, else its base's."""
+    base, adapter = base_of(ref)
+    own = adapter is not None and (adapter.folder / "tokenizer_config.json").is_file()
+    return _opened(ref if own else base, "tokenizer", "AutoTokenizer")
 
 
 def open_config(ref: ModelRef) -> Any:
     """The model's config alone: sizes and type, read before any weight."""
-    return _opened(ref, "config", "AutoConfig")
+    return _opened(base_of(ref)[0], "config", "AutoConfig")
 
 
 def _opened(ref: ModelRef, what: str, opener: str) -> Any:
     import transformers
 
-    _check_folder(ref.model)
+    if adapter_folder(ref.model) is None:
+        _check_folder(ref.model)
     try:
         auto = getattr(transformers, opener)
         return auto.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
@@ -122,6 +156,9 @@ def check_weights(ref: ModelRef) -> None:
 
     Reads headers only, so that it comes before anything expensive; the Hub is asked when a model is loaded.
     """
+    ref, adapter = base_of(ref)
+    if adapter is not None:
+        check_adapter(adapter)
     folder = Path(ref.model)
     if not folder.is_dir():
         return
@@ -352,7 +389,8 @@ def open_stop_ids(ref: ModelRef, tokenizer: Any, *, rows: int) -> tuple[int, ...
     from transformers import GenerationConfig
 
     try:
-        named: Any = GenerationConfig.from_pretrained(ref.model, revision=ref.revision or "main")
+        base, _ = base_of(ref)
+        named: Any = GenerationConfig.from_pretrained(base.model, revision=base.revision or "main")
     except OSError:  # many have none: then it is what the model's config says
         named = open_config(ref)
     return _stop_ids(named, tokenizer, rows)

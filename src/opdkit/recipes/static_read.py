@@ -15,6 +15,7 @@ from typing import Any, Literal
 from opdkit.config import Config
 from opdkit.models.load import (
     ModelRef,
+    base_of,
     check_weights,
     context_length,
     open_config,
@@ -286,7 +287,8 @@ def _end_source(ref: ModelRef, config: Any) -> tuple[Any, str]:
     from transformers import GenerationConfig
 
     try:
-        named = GenerationConfig.from_pretrained(ref.model, revision=ref.revision or "main")
+        base, _ = base_of(ref)
+        named = GenerationConfig.from_pretrained(base.model, revision=base.revision or "main")
         return named, "generation_config.json"
     except (OSError, ValueError, TypeError):  # many have none: then it is what the model's config says
         return config, "config.json"

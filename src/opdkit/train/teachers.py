@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from opdkit.engines.probe import start
 from opdkit.engines.router import Router, common
 from opdkit.engines.served import ServedTeacher
 from opdkit.models import teacher as models
+from opdkit.models.adapter import merge
 from opdkit.models.contracts import Teacher
 from opdkit.models.load import (
     LoadedModel,
@@ -27,6 +28,7 @@ from opdkit.models.load import (
     shared_rows,
     vocabulary_rows,
 )
+from opdkit.train.adapters import base_is_teacher, open_student
 from opdkit.types import Finding, Needs, UserError
 
 
@@ -93,6 +95,7 @@ def open_teacher(
     rows: int,
     device: torch.device,
     student: LoadedModel,
+    ranks: int = 1,
     resumed: bool = False,
     kept: Mapping[str, Tensor] | None = None,
 ) -> tuple[Teacher | None, tuple[Finding, ...]]:
@@ -108,6 +111,9 @@ def open_teacher(
         return Router({n: t for n, (t, _) in opened.items()}), tuple(
             f for _, fs in opened.values() for f in fs
         )
+    if isinstance(cfg, SelfTeacher) and base_is_teacher(config, cfg, ranks=ranks):
+        base = replace(student, name=f"{student.name} (its base)", bare=True)
+        return _local(cfg, base, payload=cfg.payload, rounds=False, frozen=False), ()
     if isinstance(cfg, SelfTeacher):
         return _own_copy(
             config, cfg, rows=rows, device=device, student=student, resumed=resumed, kept=kept
@@ -165,7 +171,7 @@ def _open(
 
 
 def _local(
-    cfg: LocalTeacher | SelfTeacher, loaded: LoadedModel, *, payload: Any, rounds: bool
+    cfg: LocalTeacher | SelfTeacher, loaded: LoadedModel, *, payload: Any, rounds: bool, frozen: bool = True
 ) -> models.LocalTeacher:
     return models.LocalTeacher(
         loaded,
@@ -173,6 +179,7 @@ def _local(
         payload=payload,
         batch_tokens=cfg.batch_tokens,
         round_to_bfloat16=rounds,
+        frozen=frozen,
     )
 
 
@@ -188,7 +195,8 @@ def _own_copy(
 ) -> models.LocalTeacher:
     """The student's earlier copy: of step 0, or as the checkpoint kept it where it moves on."""
     if resumed and kept is None:
-        loaded = open_model(config.student, device=device, rows=rows)
+        loaded = open_student(config, rows=rows, device=device, saved=None)
+        merge(loaded.model)
     else:
         loaded = models.frozen_copy(student)
         if kept is not None:

@@ -1,0 +1,137 @@
+"""A PEFT adapter folder as a model: which base it is of, whether its files are sound, and the base with it merged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdkit.config import LoraConfig
+from opdkit.models.adapter import WEIGHTS, require_peft
+from opdkit.types import UserError
+
+CONFIG = "adapter_config.json"
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    **dict.fromkeys(("use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "lora_bias"), (False, None)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
+    **dict.fromkeys(("modules_to_save", "trainable_token_indices", "layers_to_transform"), (None, [])),
+    **dict.fromkeys(("layer_replication", "target_parameters"), (None, [])),
+}
+"""What an adapter that is trained on must say, where it says it: W + alpha / rank · B A and nothing else."""
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """What `adapter_config.json` says."""
+
+    folder: Path
+    base: str  # Hub id or folder
+    revision: str | None  # of the base
+    said: Mapping[str, Any]
+
+
+def adapter_folder(model: str) -> AdapterFolder | None:
+    """The adapter at `model`, or None where it is a whole model, a Hub id, or not there. UserError for one without a base."""
+    folder = Path(model)
+    if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    try:
+        said = json.loads((folder / CONFIG).read_text())
+        base = said.get("base_model_name_or_path")
+    except (ValueError, AttributeError, OSError):
+        raise UserError(f"{folder / CONFIG} is damaged", hint=f"copy {folder} again") from None
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"{folder / CONFIG} names no base_model_name_or_path: an adapter alone is no model",
+            hint=f"write the base's folder or Hub id into {folder / CONFIG}",
+        )
+    revision = said.get("revision")
+    return AdapterFolder(folder, _found(base, folder), revision if isinstance(revision, str) else None, said)
+
+
+def _found(base: str, folder: Path) -> str:
+    """As it is named, from here or from the adapter's folder. UserError where a folder is meant that is not there."""
+    if Path(base).is_dir():
+        return base
+    if (folder / base).is_dir():
+        return str(folder / base)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise UserError(
+            f"{folder} is an adapter of {base}, which is not there",
+            hint=f"put the base there, or write where it is into {folder / CONFIG}",
+        )
+    return base
+
+
+def check_adapter(adapter: AdapterFolder) -> None:
+    """UserError where peft or the adapter's weights are missing, pickled or cut short. Reads a header only."""
+    from safetensors import SafetensorError, safe_open
+
+    require_peft()
+    path = adapter.folder / WEIGHTS
+    if not path.is_file():
+        pickled = (adapter.folder / "adapter_model.bin").is_file()
+        why = (
+            "only pickled weights, and a pickle can run code: opd opens none" if pickled else f"no {WEIGHTS}"
+        )
+        raise UserError(
+            f"{adapter.folder} holds {why}", hint=f"save the adapter again, with peft, into {WEIGHTS}"
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError:
+        raise UserError(f"{path} is damaged or cut short", hint=f"copy {adapter.folder} again") from None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Of the adapter, by the names in the file; copies, so that the file may go."""
+    from safetensors.torch import load_file
+
+    return {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+
+
+def refuse_another_shape(adapter: AdapterFolder, cfg: LoraConfig) -> None:
+    """UserError where the adapter is not what `student.lora` describes, or is more than a product of two factors."""
+    for key, allowed in _PLAIN.items():
+        if key in adapter.said and adapter.said[key] not in allowed:
+            raise UserError(
+                f"{adapter.folder} has {key} = {adapter.said[key]!r}, which opd merges but does not train on",
+                hint="student.lora=unset trains all weights of the merged model",
+            )
+    rank, alpha = adapter.said.get("r"), adapter.said.get("lora_alpha")
+    if (rank, alpha) != (cfg.rank, cfg.alpha):
+        raise UserError(
+            f"{adapter.folder} has rank {rank} and alpha {alpha}, student.lora has {cfg.rank} and {cfg.alpha:g}",
+            hint=f"student.lora.rank={rank} student.lora.alpha={alpha}",
+        )
+
+
+def merged_onto(model: Any, adapter: AdapterFolder) -> Any:
+    """The base with the adapter in its weights: any kind that peft can merge. UserError where the two are not of one kind."""
+    peft = require_peft()
+    tensors = read_tensors(adapter.folder)
+    try:
+        config = peft.PeftConfig.from_pretrained(str(adapter.folder))
+        with torch.random.fork_rng(devices=[]):  # peft draws what the file then replaces
+            wrapped = peft.get_peft_model(model, config)
+        wanted = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+        if odd := sorted(wanted ^ tensors.keys()):
+            raise ValueError(f"{odd[0]} is {'in the file only' if odd[0] in tensors else 'not in the file'}")
+        peft.set_peft_model_state_dict(wrapped, tensors)
+        return wrapped.merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise UserError(
+            f"{adapter.folder} cannot be merged onto {adapter.base}: {reason[:200]}",
+            hint=f"name the base it was made for in {adapter.folder / CONFIG}",
+        ) from None
