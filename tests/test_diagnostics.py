@@ -11,6 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opdkit.proofs.metric_oracle import (
+    mann_whitney,
+    reference,
+    reference_dist,
+    reference_entries,
+    reference_top,
+)
 from torch import Tensor
 
 import opdkit.diagnostics as diagnostics
@@ -35,13 +42,6 @@ from opdkit.diagnostics import (
     truncated,
 )
 from opdkit.diagnostics.candidates import slots
-from opdkit.proofs.metric_oracle import (
-    mann_whitney,
-    reference,
-    reference_dist,
-    reference_entries,
-    reference_top,
-)
 from opdkit.support import ColumnDist, RowDist, StoredDist, in_set
 from opdkit.types import Grade, Prompt, Rollout, Tally
 

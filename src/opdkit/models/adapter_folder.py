@@ -19,12 +19,21 @@ CONFIG = "adapter_config.json"
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    **dict.fromkeys(("use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "lora_bias"), (False, None)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
-    **dict.fromkeys(("modules_to_save", "trainable_token_indices", "layers_to_transform"), (None, [])),
-    **dict.fromkeys(("layer_replication", "target_parameters"), (None, [])),
+    "init_lora_weights": (True, False, "gaussian"),  # others change the base
 }
-"""What an adapter that is trained on must say, where it says it: W + alpha / rank · B A and nothing else."""
+_HARMLESS = {
+    *(
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "inference_mode",
+        "lora_alpha",
+        "lora_dropout",
+    ),
+    *("megatron_core", "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type"),
+}
+"""An adapter that is trained on is W + alpha / rank · B A and nothing else: it says what is plain, and of all keys that are not
+known to be harmless nothing. Dropout is left out, as opd always does."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def refuse_another_shape(adapter: AdapterFolder, cfg: LoraConfig) -> None:
     """UserError where the adapter is not what `student.lora` describes, or is more than a product of two factors."""
-    for key, allowed in _PLAIN.items():
-        if key in adapter.said and adapter.said[key] not in allowed:
+    for key, value in sorted(adapter.said.items()):
+        if value not in _PLAIN[key] if key in _PLAIN else value and key not in _HARMLESS:
             raise UserError(
-                f"{adapter.folder} has {key} = {adapter.said[key]!r}, which opd merges but does not train on",
+                f"{adapter.folder} has {key} = {value!r}, which opd merges but does not train on",
                 hint="student.lora=unset trains all weights of the merged model",
             )
     rank, alpha = adapter.said.get("r"), adapter.said.get("lora_alpha")
@@ -120,6 +129,7 @@ def merged_onto(model: Any, adapter: AdapterFolder) -> Any:
     tensors = read_tensors(adapter.folder)
     try:
         config = peft.PeftConfig.from_pretrained(str(adapter.folder))
+        config.base_model_name_or_path = None  # found above; peft would warn that it is called otherwise here
         with torch.random.fork_rng(devices=[]):  # peft draws what the file then replaces
             wrapped = peft.get_peft_model(model, config)
         wanted = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
