@@ -378,6 +378,14 @@ def test_weights_that_are_missing_pickled_or_cut_are_refused_unread(place: Path)
         check_weights(ref)
 
 
+def test_a_whole_model_with_an_adapter_among_its_files_is_refused(place: Path) -> None:
+    """Installing peft must not change which model a folder is."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (place / "base" / name).write_bytes((place / "adapter" / name).read_bytes())
+    with pytest.raises(UserError, match="a whole model and an adapter"):
+        open_model(ModelConfig(model=str(place / "base")), device=CPU)
+
+
 def test_what_is_taken_up_must_be_what_was_asked_for(place: Path) -> None:
     tensors = read_tensors(place / "adapter")
     found = adapter_folder(str(place / "adapter"))

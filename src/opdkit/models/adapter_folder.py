@@ -15,7 +15,7 @@ from opdkit.config import LoraConfig
 from opdkit.models.adapter import WEIGHTS, require_peft
 from opdkit.types import UserError
 
-CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -49,17 +49,17 @@ class AdapterFolder:
 def adapter_folder(model: str) -> AdapterFolder | None:
     """The adapter at `model`, or None where it is a whole model, a Hub id, or not there. UserError for one without a base."""
     folder = Path(model)
-    if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
         return None
     try:
-        said = json.loads((folder / CONFIG).read_text())
+        said = json.loads((folder / ADAPTER_CONFIG).read_text())
         base = said.get("base_model_name_or_path")
     except (ValueError, AttributeError, OSError):
-        raise UserError(f"{folder / CONFIG} is damaged", hint=f"copy {folder} again") from None
+        raise UserError(f"{folder / ADAPTER_CONFIG} is damaged", hint=f"copy {folder} again") from None
     if not isinstance(base, str) or not base:
         raise UserError(
-            f"{folder / CONFIG} names no base_model_name_or_path: an adapter alone is no model",
-            hint=f"write the base's folder or Hub id into {folder / CONFIG}",
+            f"{folder / ADAPTER_CONFIG} names no base_model_name_or_path: an adapter alone is no model",
+            hint=f"write the base's folder or Hub id into {folder / ADAPTER_CONFIG}",
         )
     revision = said.get("revision")
     return AdapterFolder(folder, _found(base, folder), revision if isinstance(revision, str) else None, said)
@@ -74,7 +74,7 @@ def _found(base: str, folder: Path) -> str:
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise UserError(
             f"{folder} is an adapter of {base}, which is not there",
-            hint=f"put the base there, or write where it is into {folder / CONFIG}",
+            hint=f"put the base there, or write where it is into {folder / ADAPTER_CONFIG}",
         )
     return base
 
@@ -98,6 +98,14 @@ def check_adapter(adapter: AdapterFolder) -> None:
             pass
     except SafetensorError:
         raise UserError(f"{path} is damaged or cut short", hint=f"copy {adapter.folder} again") from None
+
+
+def two_models(name: str) -> UserError:
+    """For a place with a whole model and an adapter: transformers would take one or both, by whether peft is there."""
+    return UserError(
+        f"{name} holds a whole model and an adapter, and which is meant it does not say",
+        hint="put adapter_config.json and adapter_model.safetensors into a folder of their own, and name one of the two",
+    )
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -143,5 +151,5 @@ def merged_onto(model: Any, adapter: AdapterFolder) -> Any:
         )
         raise UserError(
             f"{adapter.folder} cannot be merged onto {adapter.base}: {reason[:200]}",
-            hint=f"name the base it was made for in {adapter.folder / CONFIG}",
+            hint=f"name the base it was made for in {adapter.folder / ADAPTER_CONFIG}",
         ) from None

@@ -18,7 +18,14 @@ import torch
 from torch import nn
 
 from opdkit.models.adapter import adapters_off
-from opdkit.models.adapter_folder import AdapterFolder, adapter_folder, check_adapter, merged_onto
+from opdkit.models.adapter_folder import (
+    ADAPTER_CONFIG,
+    AdapterFolder,
+    adapter_folder,
+    check_adapter,
+    merged_onto,
+    two_models,
+)
 from opdkit.models.head import Head
 from opdkit.types import UserError
 
@@ -287,6 +294,8 @@ def _from_pretrained(ref: ModelRef) -> Any:
             raise _cannot_open(ref.model, "model", error) from None
         raise
     model, seen = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise two_models(ref.model)
     _refuse_partial(ref.model, model, seen)
     return model
 
@@ -317,6 +326,8 @@ def _check_folder(name: str) -> None:
             inner = _model_within(path)
             hint = f"did you mean {inner}?" if inner else "name a folder that save_pretrained wrote"
             raise UserError(f"{name} holds no config.json, so it is no model folder", hint=hint)
+        if (path / ADAPTER_CONFIG).is_file():
+            raise two_models(name)
         return
     if path.is_file():
         hint = f"did you mean {path.parent}?" if (path.parent / "config.json").is_file() else _ANY_MODEL
