@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,17 @@ _HARMLESS = {
 known to be harmless nothing. Dropout is left out, as opd always does."""
 
 
+class ModelRef(Protocol):
+    """What names a model in a config: `ModelConfig`, `LocalTeacher`."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
 @dataclass(frozen=True)
 class AdapterFolder:
     """What `adapter_config.json` says."""
@@ -63,6 +74,21 @@ def adapter_folder(model: str) -> AdapterFolder | None:
         )
     revision = said.get("revision")
     return AdapterFolder(folder, _found(base, folder), revision if isinstance(revision, str) else None, said)
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """The base of an adapter folder, as a `ModelRef`."""
+
+    model: str
+    revision: str | None
+    dtype: Any
+
+
+def base_of(ref: ModelRef) -> tuple[ModelRef, AdapterFolder | None]:
+    """Where `ref`'s weights are, and the adapter on them where it is an adapter folder."""
+    adapter = adapter_folder(ref.model)
+    return (ref, None) if adapter is None else (BaseRef(adapter.base, adapter.revision, ref.dtype), adapter)
 
 
 def _found(base: str, folder: Path) -> str:

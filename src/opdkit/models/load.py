@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +20,9 @@ from torch import nn
 from opdkit.models.adapter import adapters_off
 from opdkit.models.adapter_folder import (
     ADAPTER_CONFIG,
-    AdapterFolder,
+    ModelRef,
     adapter_folder,
+    base_of,
     check_adapter,
     merged_onto,
     two_models,
@@ -30,17 +31,6 @@ from opdkit.models.head import Head
 from opdkit.types import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-class ModelRef(Protocol):
-    """What names a model in a config: `ModelConfig`, `LocalTeacher`."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def dtype(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -84,21 +74,6 @@ def pick_device(name: str) -> torch.device:
         reason = "" if "backend" in str(error) else f": {_first_line(error)}"
         raise UserError(f"device {name!r} is not there{reason}", hint="device=auto or device=cpu") from None
     return device
-
-
-@dataclass(frozen=True)
-class BaseRef:
-    """The base of an adapter folder, as a `ModelRef`."""
-
-    model: str
-    revision: str | None
-    dtype: Any
-
-
-def base_of(ref: ModelRef) -> tuple[ModelRef, AdapterFolder | None]:
-    """Where `ref`'s weights are, and the adapter on them where it is an adapter folder."""
-    adapter = adapter_folder(ref.model)
-    return (ref, None) if adapter is None else (BaseRef(adapter.base, adapter.revision, ref.dtype), adapter)
 
 
 def open_model(

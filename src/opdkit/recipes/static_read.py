@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opdkit.config import Config
+from opdkit.models.adapter_folder import ModelRef, base_of
 from opdkit.models.load import (
-    ModelRef,
-    base_of,
     check_weights,
     context_length,
     open_config,

@@ -26,7 +26,8 @@ from opdkit.config import Config
 from opdkit.diagnostics import Monitor
 from opdkit.engines.client import EngineError
 from opdkit.models.adapter import write_adapter
-from opdkit.models.load import LoadedModel, base_of, pick_device
+from opdkit.models.adapter_folder import base_of
+from opdkit.models.load import LoadedModel, pick_device
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.teacher import LocalTeacher
 from opdkit.run.checkpoint import save_checkpoint
