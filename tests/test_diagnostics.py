@@ -11,6 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opdkit.proofs.metric_oracle import (
+    mann_whitney,
+    reference,
+    reference_dist,
+    reference_entries,
+    reference_top,
+)
 from torch import Tensor
 
 import opdkit.diagnostics as diagnostics
@@ -68,85 +75,14 @@ shapes = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(0, 10_000))
 widths = st.integers(1, 5)
 
 
-# ------------------------------------------------------------------ reference: floats, one position
-
-
-def reference_dist(logits: list[float]) -> dict[int, float]:
-    top = max(logits)
-    weights = [math.exp(z - top) for z in logits]
-    return {token: weight / sum(weights) for token, weight in enumerate(weights)}
-
-
-def reference_top(dist: dict[int, float], k: int) -> list[int]:
-    return sorted(dist, key=lambda token: -dist[token])[:k]
-
-
-def reference_entropy(dist: dict[int, float]) -> float:
-    return -sum(p * math.log(p) for p in dist.values())
-
-
-def reference_entries(p: dict[int, float], q: dict[int, float], slots_: list[int]) -> dict[int, float]:
-    """w (log q − log p), w = p / Σ over the slots."""
-    mass = sum(p[v] for v in slots_)
-    return {v: p[v] / mass * (math.log(q[v]) - math.log(p[v])) for v in slots_}
-
-
-def reference_position(p: dict[int, float], q: dict[int, float], y: int, k: int) -> dict[str, list[float]]:
-    """name → the numbers counted at this position."""
-    out: dict[str, list[float]] = {
-        "reverse_kl": [sum(p[v] * math.log(p[v] / q[v]) for v in p)],
-        "reverse_kl_sampled": [math.log(p[y] / q[y])],
-        "entropy_student": [reference_entropy(p)],
-        "entropy_teacher": [reference_entropy(q)],
-        "entropy_gap": [abs(reference_entropy(p) - reference_entropy(q))],
-        "top1_student_p": [max(p.values())],
-        "top1_teacher_p": [max(q.values())],
-        "top1_student_teacher_p": [q[reference_top(p, 1)[0]]],
-        "top1_teacher_student_p": [p[reference_top(q, 1)[0]]],
-        "top1_agreement": [float(reference_top(p, 1) == reference_top(q, 1))],
-    }
-    for width in KS:
-        if width <= len(p):
-            shared = [v for v in reference_top(p, width) if v in reference_top(q, width)]
-            out[f"overlap_ratio_at_{width}"] = [len(shared) / width]
-    return out if k > len(p) else out | reference_top_k(p, q, k)
-
-
-def reference_top_k(p: dict[int, float], q: dict[int, float], k: int) -> dict[str, list[float]]:
-    ours, theirs = reference_top(p, k), reference_top(q, k)
-    shared = [v for v in ours if v in theirs]
-    mass_p, mass_q = sum(p[v] for v in shared), sum(q[v] for v in shared)
-    on_ours, on_theirs = reference_entries(p, q, ours), reference_entries(p, q, theirs)
-    eq7 = [p[v] / mass_p * (math.log(q[v] / mass_q) - math.log(p[v] / mass_p)) for v in shared]
-    loudest = max(ours, key=lambda v: abs(on_ours[v]))
-    return {
-        "overlap_ratio": [len(shared) / k],
-        "overlap_mass_student": [mass_p],
-        "overlap_mass_teacher": [mass_q],
-        "overlap_mass_student_nonempty": [mass_p] if shared else [],
-        "overlap_mass_teacher_nonempty": [mass_q] if shared else [],
-        "overlap_advantage": [sum(eq7) / len(shared)] if shared else [],
-        "overlap_empty_fraction": [float(not shared)],
-        "training_advantage_overlap": [on_ours[v] for v in shared],
-        "training_advantage_student_only": [on_ours[v] for v in ours if v not in theirs],
-        "training_advantage_teacher_only": [on_theirs[v] for v in theirs if v not in ours],
-        "top1_student_advantage": [on_ours[ours[0]]],
-        "top1_teacher_advantage": [on_theirs[theirs[0]]],
-        "probability_gap_at_max_advantage": [p[loudest] - q[loudest]],
-    }
-
-
-def reference(student: RowDist, teacher: RowDist, k: int) -> list[dict[str, list[float]]]:
-    assert student.sampled_ids is not None
-    triples = zip(student.logits.tolist(), teacher.logits.tolist(), student.sampled_ids.tolist(), strict=True)
-    return [reference_position(reference_dist(z), reference_dist(w), y, k) for z, w, y in triples]
+# ------------------------------------------------------------------ against loops: opdkit.proofs.metric_oracle
 
 
 @settings(max_examples=80, deadline=None)
 @given(shapes, widths)
 def test_every_quantity_equals_its_loop(shape: tuple[int, int, int], k: int) -> None:
     student, teacher = rows(*shape)
-    measured, expected = measure(student, teacher, k=k, ks=KS), reference(student, teacher, k)
+    measured, expected = measure(student, teacher, k=k, ks=KS), reference(student, teacher, k=k, ks=KS)
     assert measured.keys() == expected[0].keys()
     for name, (total, count) in measured.items():
         assert count.tolist() == [len(position[name]) for position in expected], name
@@ -597,15 +533,6 @@ def test_auroc_is_the_share_of_pairs_in_order(pairs: list[tuple[int, bool]]) -> 
     assert value == pytest.approx(mann_whitney(pairs))
     other = auroc(scores, ~positive)
     assert other is not None and value + other == pytest.approx(1)
-
-
-def mann_whitney(pairs: list[tuple[int, bool]]) -> float:
-    """(Σ mid-ranks of the positives − n(n+1)/2) / (n m)."""
-    ordered = sorted(score for score, _ in pairs)
-    rank = {s: ordered.index(s) + (ordered.count(s) + 1) / 2 for s in ordered}
-    ranks = [rank[score] for score, label in pairs if label]
-    n, m = len(ranks), len(pairs) - len(ranks)
-    return (sum(ranks) - n * (n + 1) / 2) / (n * m)
 
 
 def test_auroc_leaves_out_sequences_without_a_score() -> None:
