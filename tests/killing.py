@@ -90,6 +90,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "mix.demonstrations": 3,
         "mix.path": "shown.jsonl",
     },
+    # an adapter learns from its own base under another temperature, which is in memory once
+    "lora": {
+        "student.lora": {"rank": 3, "alpha": 6.0},
+        "teacher.type": "self",
+        "teacher.temperature": 0.5,
+        "task.grader": "exact",
+        "objective": "full",
+    },
 }
 
 
@@ -323,7 +331,7 @@ class Case:
             if key in settings:
                 settings[key] = str(folder / settings[key])
         settings |= {
-            "student": str(folder / "student"),
+            "student.model": str(folder / "student"),
             "task.path": str(folder / "train.jsonl"),
             "task.eval_path": str(folder / "eval.jsonl"),
         }
@@ -369,9 +377,13 @@ def newest(run: Path) -> int:
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()
-    ]
+    return [f"{key}={value if isinstance(value, str) else _toml(value)}" for key, value in settings.items()]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(held)}" for key, held in value.items()) + "}"
+    return json.dumps(value)
 
 
 def write_inputs(folder: Path) -> None:

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 from models import tiny_loaded
-from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig
+from opdkit.config import LearnerConfig, LoraConfig, ObjectiveConfig, OptimConfig
+from opdkit.models.adapter import adapt, adapted
+from opdkit.models.load import LoadedModel
 from opdkit.models.student import Student
 from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation
@@ -56,6 +58,17 @@ def graded(rows: list[Rollout]) -> list[Rollout]:
     ]
 
 
+def with_adapter(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
+    """An adapter that is not 0: a fresh one would hide an adapter that is left out."""
+    adapt(loaded.model, LoraConfig(rank=3, alpha=6.0), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in adapted(loaded.model).values():
+        b = layer.lora_B["default"].weight
+        with torch.no_grad():
+            b.copy_(0.1 * torch.randn(b.shape, generator=generator))
+    return loaded
+
+
 def torchrun(*what: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Two ranks of a script or a module (`-m`, name) with its arguments; asserts the launcher's exit code."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *what]
@@ -69,6 +82,9 @@ def learn(
 ) -> tuple[list[float], list[float], dict, dict]:
     """`steps` updates on this rank's share; losses, gradient norms, final weights, gradients of a first backward."""
     student = tiny_loaded("llama", seed=1, tie=tie, dtype=torch.float64)
+    if what.startswith("lora-"):
+        with_adapter(student)
+    what = what.removeprefix("lora-")
     teacher = LocalTeacher(tiny_loaded("llama", seed=2, dtype=torch.float64, hidden=48))
     learner = Learner(
         Student(student, k=4),

@@ -367,6 +367,12 @@ def test_masked_tokens_neither_train_nor_count() -> None:
     assert mean == alone and torch.equal(gradient[kept], its_gradient) and bool((gradient[1] == 0).all())
 
 
+def test_an_adapter_learns_from_its_base() -> None:
+    _, found, _ = claims("adapter_on_its_base")
+    assert found["losses"][-1] < 0.85 * found["losses"][0] and found["same"] and found["shared"]
+    assert len(found["moved"]) == 14 and all("_proj" in name for name in found["moved"])
+
+
 def test_sampled_rollouts_are_their_own_and_verified() -> None:
     module, found, _ = claims("sample_rollouts")
     assert found["same"] and found["mismatch"] <= 1e-5 and float(found["gain"].min()) >= -1e-5

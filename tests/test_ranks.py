@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parent / "ranks.py"
 
 
 @pytest.mark.parametrize(
-    ("tie", "whats"), [("tied", ["paper", "sampled", "sft", "grpo"]), ("untied", ["full"])]
+    ("tie", "whats"), [("tied", ["paper", "sampled", "sft", "grpo", "lora-paper"]), ("untied", ["full"])]
 )
 def test_two_ranks_are_one_process(tmp_path: Path, tie: str, whats: list[str]) -> None:
     """Uneven token counts, uneven micro-batch counts; float64, ≤ 1e-10; with a teacher and without."""

@@ -110,14 +110,14 @@ def test_logp_of_ragged_rows_is_that_of_a_fresh_forward(kind: str, settings: dic
         assert (rollout.temperature, rollout.sampler) == (config.temperature, "local")
 
 
-def close(ours: Tensor | None, theirs: Tensor) -> None:
+def close(ours: Tensor | None, theirs: Tensor, *, atol: float = 1e-5) -> None:
     assert (
         ours is not None
         and not ours.is_inference()
         and ours.dtype == torch.float32
         and ours.device.type == "cpu"
     )
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(

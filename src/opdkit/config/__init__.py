@@ -4,6 +4,7 @@ from opdkit.config.load import build, dump_table, dump_toml, explain, load_confi
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import (
     LocalTeacher,
+    LoraConfig,
     ModelConfig,
     Patience,
     RouterTeacher,
@@ -51,6 +52,7 @@ __all__ = [
     "LearnerConfig",
     "LocalSampling",
     "LocalTeacher",
+    "LoraConfig",
     "MathTask",
     "MixConfig",
     "ModelConfig",

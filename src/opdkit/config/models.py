@@ -9,13 +9,26 @@ from opdkit.config.base import Record, named, tagged
 Dtype = Literal["float32", "bfloat16", "float64"]
 
 
+class LoraConfig(Record):
+    """Train low-rank factors beside frozen weights (LoRA): W + alpha / rank · B A. Nothing is dropped out: no draw is global."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rows of A and columns of B."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The product B A is scaled by alpha / rank."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Linear maps that are adapted: `all-linear` (all but the head), or names such as `["q_proj", "v_proj"]`."""
+
+
 class ModelConfig(Record):
     model: str
-    """Hub id or folder with safetensors."""
+    """Hub id or folder with safetensors; a PEFT adapter folder is its base with the adapter merged."""
     revision: str | None = None
     """Hub revision to pin."""
     dtype: Dtype = "float32"
     """Of the weights held. Masters stay float32 unless you say otherwise; arithmetic: learner.compute."""
+    lora: LoraConfig | None = None
+    """Train an adapter and leave the weights as they are; an adapter folder as `model` is trained on. Unset trains all."""
 
 
 class LocalTeacher(Record):
@@ -40,7 +53,7 @@ class LocalTeacher(Record):
 
 
 class SelfTeacher(Record):
-    """The student's own earlier copy."""
+    """The student's own earlier copy. Beside a fresh adapter, at `every = 0` and the same dtype: the base, in memory once."""
 
     type: Literal["self"] = "self"
     """`self`, the student's own earlier copy."""

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from opdkit.models.adapter import effective_weight, is_adapted
 from opdkit.models.cache import KVCache
 
 _JOINT_WEIGHTS = 1 << 20  # weights of up to so many entries are joined: one product costs less than three
@@ -161,13 +162,13 @@ def _read(layer: Any, dtype: torch.dtype) -> _Layer:
 
 
 def _linear(module: Any, dtype: torch.dtype) -> _Linear:
-    """The module's own tensors, or copies in another dtype.
+    """The module's own tensors, or copies in another dtype; with a low-rank adapter, a copy that has it merged.
 
-    TypeError for a wrapped one (an adapter, a quantised weight).
+    TypeError for one that is wrapped otherwise (a quantised weight).
     """
-    if type(module) is not nn.Linear:
+    if type(module) is not nn.Linear and not is_adapted(module):
         raise TypeError(type(module).__name__)
-    return _Linear(module.weight.to(dtype), None if module.bias is None else module.bias.to(dtype))
+    return _Linear(effective_weight(module).to(dtype), None if module.bias is None else module.bias.to(dtype))
 
 
 def _joined(linears: list[_Linear]) -> tuple[_Linear, ...]:

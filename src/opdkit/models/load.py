@@ -9,28 +9,28 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+from opdkit.models.adapter import adapters_off
+from opdkit.models.adapter_folder import (
+    ADAPTER_CONFIG,
+    ModelRef,
+    adapter_folder,
+    base_of,
+    check_adapter,
+    merged_onto,
+    two_models,
+)
 from opdkit.models.head import Head
 from opdkit.types import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-class ModelRef(Protocol):
-    """What names a model in a config: `ModelConfig`, `LocalTeacher`."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def dtype(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class LoadedModel:
     stop_ids: tuple[int, ...]  # any of these ends a response
     fingerprint: str  # of the tokenizer: same fingerprint, same ids for the same tokens
     max_length: int  # tokens the positions reach
+    bare: bool = False  # read with its adapters off: the base of a student that is trained beside it
 
     @property
     def body(self) -> nn.Module:
@@ -53,6 +54,10 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Around every forward that is meant to be this model's: its module may be another's with adapters."""
+        return adapters_off(self.model) if self.bare else nullcontext()
 
 
 def pick_device(name: str) -> torch.device:
@@ -71,14 +76,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def open_model(ref: ModelRef, *, device: torch.device, rows: int | None = None) -> LoadedModel:
+def open_model(
+    ref: ModelRef, *, device: torch.device, rows: int | None = None, merge: bool = True
+) -> LoadedModel:
     """Load weights and tokenizer; `rows` limits the vocabulary further (what two tokenizers share).
 
+    An adapter folder is its base with the adapter merged; without `merge`, its base alone.
     Raises UserError when the model is missing, needs remote code, has no safetensors or not all that its
     config asks for, or is an architecture whose logits are not a linear head over its hidden states.
     """
     tokenizer = open_tokenizer(ref)
-    model = _from_pretrained(ref).to(device).eval()
+    base, adapter = base_of(ref)
+    model = _from_pretrained(base)
+    if merge and adapter is not None:
+        model = merged_onto(model, adapter)
+    model = model.to(device).eval()
     return describe(model, tokenizer, name=ref.model, rows=rows)
 
 
@@ -98,18 +110,22 @@ def describe(model: Any, tokenizer: Any, *, name: str, rows: int | None = None) 
 
 
 def open_tokenizer(ref: ModelRef) -> Any:
-    return _opened(ref, "tokenizer", "AutoTokenizer")
+    """Of an adapter folder its own, if it has one, else its base's."""
+    base, adapter = base_of(ref)
+    own = adapter is not None and (adapter.folder / "tokenizer_config.json").is_file()
+    return _opened(ref if own else base, "tokenizer", "AutoTokenizer")
 
 
 def open_config(ref: ModelRef) -> Any:
     """The model's config alone: sizes and type, read before any weight."""
-    return _opened(ref, "config", "AutoConfig")
+    return _opened(base_of(ref)[0], "config", "AutoConfig")
 
 
 def _opened(ref: ModelRef, what: str, opener: str) -> Any:
     import transformers
 
-    _check_folder(ref.model)
+    if adapter_folder(ref.model) is None:
+        _check_folder(ref.model)
     try:
         auto = getattr(transformers, opener)
         return auto.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
@@ -122,6 +138,9 @@ def check_weights(ref: ModelRef) -> None:
 
     Reads headers only, so that it comes before anything expensive; the Hub is asked when a model is loaded.
     """
+    ref, adapter = base_of(ref)
+    if adapter is not None:
+        check_adapter(adapter)
     folder = Path(ref.model)
     if not folder.is_dir():
         return
@@ -250,6 +269,8 @@ def _from_pretrained(ref: ModelRef) -> Any:
             raise _cannot_open(ref.model, "model", error) from None
         raise
     model, seen = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise two_models(ref.model)
     _refuse_partial(ref.model, model, seen)
     return model
 
@@ -280,6 +301,8 @@ def _check_folder(name: str) -> None:
             inner = _model_within(path)
             hint = f"did you mean {inner}?" if inner else "name a folder that save_pretrained wrote"
             raise UserError(f"{name} holds no config.json, so it is no model folder", hint=hint)
+        if (path / ADAPTER_CONFIG).is_file():
+            raise two_models(name)
         return
     if path.is_file():
         hint = f"did you mean {path.parent}?" if (path.parent / "config.json").is_file() else _ANY_MODEL
@@ -352,7 +375,8 @@ def open_stop_ids(ref: ModelRef, tokenizer: Any, *, rows: int) -> tuple[int, ...
     from transformers import GenerationConfig
 
     try:
-        named: Any = GenerationConfig.from_pretrained(ref.model, revision=ref.revision or "main")
+        base, _ = base_of(ref)
+        named: Any = GenerationConfig.from_pretrained(base.model, revision=base.revision or "main")
     except OSError:  # many have none: then it is what the model's config says
         named = open_config(ref)
     return _stop_ids(named, tokenizer, rows)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from opdkit.config import SamplingConfig
+from opdkit.models.adapter import merge
 from opdkit.models.decode import Decoder, check
 from opdkit.models.draw import Drawn, draw, uniforms
 from opdkit.models.load import LoadedModel
@@ -59,13 +60,13 @@ class LocalSampler:
         self.version = 0
         self.offers = Needs(sampled=True, top_k=loaded.head.rows, entropy=True)
         self.compute = _narrower(compute, loaded.model.dtype)
-        with _evaluating(loaded.model):
+        with loaded.reading(), _evaluating(loaded.model):
             self.fast = check(loaded, compute=self.compute)
 
     @classmethod
     def copy_of(cls, loaded: LoadedModel, *, compute: torch.dtype | None = None) -> Self:
-        """A sampler with its own weights, which `sync` replaces."""
-        model = copy.deepcopy(loaded.model).requires_grad_(False)
+        """A sampler with its own weights, which `sync` replaces: merged ones where the learner trains an adapter."""
+        model = merge(copy.deepcopy(loaded.model)).requires_grad_(False)
         head = replace(loaded.head, output=model.get_output_embeddings())
         return cls(replace(loaded, model=model, head=head), compute=compute, owned=True)
 
@@ -107,7 +108,7 @@ class LocalSampler:
             return []
         stops = self._stops(stop_ids if stop_ids is not None else sampling.stop_ids)
         rows = self._rows(prompts, sampling, seed=seed, step=step)
-        with _evaluating(self.loaded.model), torch.inference_mode():
+        with self.loaded.reading(), _evaluating(self.loaded.model), torch.inference_mode():
             under_way = _Sampling(self, rows, sampling, needs=needs, stops=stops)
             under_way.run()
         return self._rollouts(rows, _by_row(under_way.drawn, rows), sampling, stops)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure, measure_alone
+from opdkit.models.adapter import train_adapter_only
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
 from opdkit.models.teacher import teacher_dist
@@ -82,7 +83,7 @@ class Student(nn.Module):
         self.chunk_rows = chunk_rows
         self.k, self.ks = min(k, self.head.rows), tuple(x for x in ks if x <= self.head.rows)
         _silence_dropout(self.model)
-        self.model.requires_grad_(True)
+        train_adapter_only(self.model)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from opdkit.models.adapter import merge
 from opdkit.models.batching import length_groups, slack_on
 from opdkit.models.head import Head, read
 from opdkit.models.load import LoadedModel, describe
@@ -42,7 +43,7 @@ class LocalTeacher:
     ):
         """`round_to_bfloat16`: weights are rounded before the first score, and the error of that is kept.
 
-        `frozen` false only reads a model that is being trained: what is told of it, not what trains.
+        `frozen` false only reads a model that is being trained: what is told of it, not what trains; or its base (`loaded.bare`).
         """
         self.loaded = loaded
         self.temperature = temperature
@@ -88,7 +89,8 @@ class LocalTeacher:
         ids = torch.zeros(len(rollouts), max(lengths), dtype=torch.long)
         for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
             ids[row, : lengths[row]] = torch.tensor(prompt + list(rollout.response_ids))
-        states = self.loaded.body(input_ids=ids.to(device), use_cache=False).last_hidden_state
+        with self.loaded.reading():
+            states = self.loaded.body(input_ids=ids.to(device), use_cache=False).last_hidden_state
         return [
             states[row, len(prompt) - 1 : length - 1].clone()
             for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
@@ -128,8 +130,8 @@ class LocalTeacher:
 
 
 def frozen_copy(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> LoadedModel:
-    """The same model again, with weights of its own: a student's earlier copy."""
-    model: Any = copy.deepcopy(loaded.model)
+    """The same model again, with weights of its own: a student's earlier copy, an adapter merged."""
+    model: Any = merge(copy.deepcopy(loaded.model))
     if dtype is not None:
         model = model.to(dtype)
     name = f"{loaded.name} (copy)"

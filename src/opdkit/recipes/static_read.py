@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opdkit.config import Config
+from opdkit.models.adapter_folder import ModelRef, base_of
 from opdkit.models.load import (
-    ModelRef,
     check_weights,
     context_length,
     open_config,
@@ -286,7 +286,8 @@ def _end_source(ref: ModelRef, config: Any) -> tuple[Any, str]:
     from transformers import GenerationConfig
 
     try:
-        named = GenerationConfig.from_pretrained(ref.model, revision=ref.revision or "main")
+        base, _ = base_of(ref)
+        named = GenerationConfig.from_pretrained(base.model, revision=base.revision or "main")
         return named, "generation_config.json"
     except (OSError, ValueError, TypeError):  # many have none: then it is what the model's config says
         return config, "config.json"

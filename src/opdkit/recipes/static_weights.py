@@ -188,7 +188,7 @@ def _masters(subject: Subject, student: Weights) -> list[Finding]:
     """bfloat16 has 8 bits: a step of about lr, as AdamW's, is lost where half the spacing is larger."""
     lr = subject.config.optim.lr
     names = sorted(name for name in student.slices if len(student.shape(name)) >= 2)
-    if subject.config.student.dtype != "bfloat16" or not names:
+    if subject.config.student.dtype != "bfloat16" or subject.config.student.lora is not None or not names:
         return []
     sample = random.Random(0).sample(names, min(TENSORS, len(names)))
     weights = torch.cat([student.part(name, ROWS).float().flatten() for name in sample]).abs()

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("opdkit", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("opdkit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "peft")
 _CREDENTIALS = re.compile(r"(\w://)[^/?#\s]*@")
 _KEY = r"[\w.\-]*(?:token(?!s)|secret|password|passwd|api[_-]?key)[\w\-]*"
 _SECRET_VALUE = re.compile(rf"(?i)({_KEY}=)[^&\s]+")

@@ -26,6 +26,7 @@ from opdkit.models.sampler import LocalSampler
 from opdkit.run.rows import as_lines
 from opdkit.run.world import World
 from opdkit.tasks import encode, load_task
+from opdkit.train.adapters import check_engine
 from opdkit.train.evaluate import evaluate
 from opdkit.train.prompts import fitting, open_renderer, refuse_unknown_tokens
 from opdkit.types import Prompt, Rollout, UserError
@@ -84,6 +85,7 @@ def _answering(config: Config, loaded: LoadedModel) -> Sampler:
         )
     if isinstance(cfg, VllmSampling):
         check_installed()
+        check_engine(config)
         ref = config.student
         return VllmSampler(
             cfg, folder=ref.model, revision=ref.revision, loaded=loaded, width=0, dtype=ref.dtype

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from opdkit.config import LearnerConfig, OptimConfig
 from opdkit.diagnostics import Extremes, by_position, by_sequence, by_teacher, merge, sequence_reward, tally
+from opdkit.models.adapter import adapter_state, merged_state
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
 from opdkit.objectives import Likelihood, Objective
@@ -189,8 +190,16 @@ class Learner:
     # --- what is kept -----------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, Tensor]:
-        """Whole weights by name, detached (a collective under FSDP2)."""
-        return {name: whole(t.detach()) for name, t in self.student.model.state_dict().items()}
+        """Whole weights by name, detached; an adapter is merged (a collective under FSDP2)."""
+        return merged_state(self.student.model, self._held())
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter alone, by the names in its file; empty where all weights are trained (a collective)."""
+        return adapter_state(self.student.model, self._held(adapter_only=True))
+
+    def _held(self, *, adapter_only: bool = False) -> dict[str, Tensor]:
+        state = self.student.model.state_dict().items()
+        return {name: whole(t.detach()) for name, t in state if not adapter_only or ".lora_" in name}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter name, whole, so that another world size can take it up."""

@@ -25,6 +25,8 @@ import torch
 from opdkit.config import Config
 from opdkit.diagnostics import Monitor
 from opdkit.engines.client import EngineError
+from opdkit.models.adapter import write_adapter
+from opdkit.models.adapter_folder import base_of
 from opdkit.models.head import Head
 from opdkit.models.load import LoadedModel, pick_device
 from opdkit.models.sampler import LocalSampler
@@ -277,6 +279,7 @@ def save(stage: Stage, done: int) -> None:
     """
     learner = stage.learner
     weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
+    adapter, (base, _) = learner.adapter(), base_of(stage.config.student)
     teacher, cfg = stage.teacher, stage.config.teacher
     if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and cfg.every > 0:
         tensors["teacher"] = {k: v.clone() for k, v in teacher.loaded.model.state_dict().items()}
@@ -284,6 +287,9 @@ def save(stage: Stage, done: int) -> None:
     def write(folder: Path) -> None:
         learner.student.model.save_pretrained(folder / "model", state_dict=weights)
         learner.student.loaded.tokenizer.save_pretrained(folder / "model")
+        if adapter:
+            place = folder / "adapter"
+            write_adapter(place, learner.student.model, adapter, base=base.model, revision=base.revision)
 
     if stage.folder is not None:
         save_checkpoint(

@@ -24,7 +24,7 @@ from opdkit.config import (
 from opdkit.engines.vllm import VllmSampler, check_installed
 from opdkit.engines.vllm_http import VllmServerSampler
 from opdkit.models.contracts import Sampler, Teacher
-from opdkit.models.load import DTYPES, LoadedModel, check_weights, open_model
+from opdkit.models.load import DTYPES, LoadedModel
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
 from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
@@ -32,6 +32,7 @@ from opdkit.run.folder import RunFolder, environment
 from opdkit.run.signals import Stop
 from opdkit.run.trackers import Trackers, erase_mirrors, require_trackers
 from opdkit.run.world import World
+from opdkit.train.adapters import check_engine, check_student, open_student
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
 from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import Learner
@@ -117,20 +118,28 @@ def _set(
 ) -> Stage:
     """The part that reads weights."""
     start = saved.step if saved is not None else 0
-    loaded = _student_model(config, plan, world, saved)
+    checkpoint = None if saved is None else saved.path
+    loaded = open_student(config, rows=plan.rows, device=world.device, saved=checkpoint)
     teacher, probed = open_teacher(
         config,
         plan.teacher,
         rows=plan.rows,
         device=world.device,
         student=loaded,
+        ranks=world.size,
         resumed=saved is not None,
         kept=None if saved is None else saved.tensors.get("teacher"),
     )
     if saved is not None:
         refuse_another(teacher, saved.state.get("known", {}))
     others, also = open_others(
-        config, plan.others, rows=plan.rows, device=world.device, student=loaded, resumed=saved is not None
+        config,
+        plan.others,
+        rows=plan.rows,
+        device=world.device,
+        student=loaded,
+        ranks=world.size,
+        resumed=saved is not None,
     )
     findings = (*findings, *probed, *also)
     sampler = Stoppable(_sampler(config, plan, loaded, world, folder, saved), stop, world)
@@ -215,12 +224,12 @@ def _check_sampler(config: Config) -> None:
     """That an engine is there to be started; a server answered when the run was planned."""
     if isinstance(config.sampling, VllmSampling):
         check_installed()
+        check_engine(config)
 
 
 def _check_weights(config: Config, resume: Path | None) -> None:
-    """Of what will be read; a resumed run has its student in its checkpoint."""
-    if resume is None:
-        check_weights(config.student)
+    """Of what will be read."""
+    check_student(config, resumed=resume is not None)
     check_teacher_weights(config)
 
 
@@ -289,13 +298,6 @@ def _rewind(folder: RunFolder, config: Config, saved: Saved | None) -> None:
     text = dump_toml(config)
     if folder.read_text("config.toml") != text:
         folder.write_text("config.toml", text)
-
-
-def _student_model(config: Config, plan: Plan, world: World, saved: Saved | None) -> LoadedModel:
-    ref = config.student
-    if saved is not None:
-        ref = ModelConfig(model=str(saved.path / "model"), dtype=config.student.dtype)
-    return open_model(ref, device=world.device, rows=plan.rows)
 
 
 def _sampler(

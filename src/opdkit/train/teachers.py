@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from opdkit.engines.probe import start
 from opdkit.engines.router import Router, common
 from opdkit.engines.served import ServedTeacher
 from opdkit.models import teacher as models
+from opdkit.models.adapter import merge
 from opdkit.models.contracts import Teacher
 from opdkit.models.load import (
     LoadedModel,
@@ -35,6 +36,7 @@ from opdkit.models.load import (
     shared_rows,
     vocabulary_rows,
 )
+from opdkit.train.adapters import base_is_teacher, open_student
 from opdkit.types import Finding, Needs, UserError
 
 
@@ -126,6 +128,7 @@ def open_teacher(
     rows: int,
     device: torch.device,
     student: LoadedModel,
+    ranks: int = 1,
     resumed: bool = False,
     kept: Mapping[str, Tensor] | None = None,
 ) -> tuple[Teacher | None, tuple[Finding, ...]]:
@@ -142,8 +145,8 @@ def open_teacher(
             f for _, fs in opened.values() for f in fs
         )
     if isinstance(cfg, SelfTeacher):
-        return _own_copy(
-            config, cfg, rows=rows, device=device, student=student, resumed=resumed, kept=kept
+        return _own(
+            config, cfg, rows=rows, device=device, student=student, ranks=ranks, resumed=resumed, kept=kept
         ), ()
     return _open(cfg, offer.served.get(""), rows=rows, device=device)
 
@@ -155,6 +158,7 @@ def open_others(
     rows: int,
     device: torch.device,
     student: LoadedModel,
+    ranks: int,
     resumed: bool,
 ) -> tuple[dict[str, Teacher], tuple[Finding, ...]]:
     """The models beside student and teacher by name, and what their probes saw."""
@@ -163,8 +167,15 @@ def open_others(
     for name, offer in offers.items():
         cfg = _other(config, name)
         if isinstance(cfg, SelfTeacher):
-            opened[name] = _own_copy(
-                config, cfg, rows=rows, device=device, student=student, resumed=resumed, kept=None
+            opened[name] = _own(
+                config,
+                cfg,
+                rows=rows,
+                device=device,
+                student=student,
+                ranks=ranks,
+                resumed=resumed,
+                kept=None,
             )
             continue
         assert not isinstance(cfg, RouterTeacher)
@@ -223,7 +234,7 @@ def _open(
 
 
 def _local(
-    cfg: LocalTeacher | SelfTeacher, loaded: LoadedModel, *, payload: Any, rounds: bool
+    cfg: LocalTeacher | SelfTeacher, loaded: LoadedModel, *, payload: Any, rounds: bool, frozen: bool = True
 ) -> models.LocalTeacher:
     return models.LocalTeacher(
         loaded,
@@ -231,22 +242,28 @@ def _local(
         payload=payload,
         batch_tokens=cfg.batch_tokens,
         round_to_bfloat16=rounds,
+        frozen=frozen,
     )
 
 
-def _own_copy(
+def _own(
     config: Config,
     cfg: SelfTeacher,
     *,
     rows: int,
     device: torch.device,
     student: LoadedModel,
+    ranks: int,
     resumed: bool,
     kept: Mapping[str, Tensor] | None,
 ) -> models.LocalTeacher:
-    """The student's earlier copy: of step 0, or as the checkpoint kept it where it moves on."""
+    """The student's earlier copy: the base under its adapter; else of step 0, or as the checkpoint kept it where it moves on."""
+    if base_is_teacher(config, cfg, ranks=ranks):
+        base = replace(student, name=f"{student.name} (its base)", bare=True)
+        return _local(cfg, base, payload=cfg.payload, rounds=False, frozen=False)
     if resumed and kept is None:
-        loaded = open_model(config.student, device=device, rows=rows)
+        loaded = open_student(config, rows=rows, device=device, saved=None)
+        merge(loaded.model)
     else:
         loaded = models.frozen_copy(student)
         if kept is not None:
