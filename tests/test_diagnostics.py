@@ -28,6 +28,7 @@ from opdkit.diagnostics import (
     measure,
     merge,
     overlap_chance,
+    reliability,
     repetition_fraction,
     rollout_tally,
     sequence_reward,
@@ -589,3 +590,22 @@ def test_examples_in_docstrings(name: str) -> None:
 
 def test_exported_names_exist() -> None:
     assert all(hasattr(diagnostics, name) for name in diagnostics.__all__)
+
+
+def test_reliability_is_the_difference_of_two_shares_and_half_where_signs_know_nothing():
+    """Against loops over tokens; signs that are down everywhere agree with most wrong answers and know nothing."""
+    generator = torch.Generator().manual_seed(5)
+    p, q = torch.randn(2, 60, generator=generator, dtype=torch.float64)
+    row = torch.arange(60) // 10
+    scores = [1.0, 0.0, None, 0.4, 0.5, 0.0]
+    found = derived(tally(reliability(p, q, row, scores)))
+    shares = []
+    for right in (True, False):
+        mine = [n for n in range(60) if (s := scores[n // 10]) is not None and (s >= 0.5) == right]
+        shares.append(sum(float(q[n]) > float(p[n]) for n in mine) / len(mine))
+    assert found["reward_up_right"] == pytest.approx(shares[0])
+    assert found["reward_up_wrong"] == pytest.approx(shares[1])
+    assert found["sign_reliability"] == pytest.approx(0.5 + 0.5 * (shares[0] - shares[1]))
+    down = derived(tally(reliability(p, p - 1.0, row, scores)))
+    assert down["sign_reliability"] == 0.5
+    assert reliability(p, q, row, [None] * 6) == {}

@@ -4,6 +4,7 @@ from opdkit.diagnostics.alignment import Measures, measure, measure_alone, overl
 from opdkit.diagnostics.conditions import CONDITIONS, Condition
 from opdkit.diagnostics.extremes import Extreme, Extremes, extremes, merge
 from opdkit.diagnostics.monitor import Monitor
+from opdkit.diagnostics.reliability import reliability
 from opdkit.diagnostics.sequence import (
     auroc,
     gap_recovery,
@@ -45,6 +46,7 @@ __all__ = [
     "measure_alone",
     "merge",
     "overlap_chance",
+    "reliability",
     "repetition_fraction",
     "rollout_tally",
     "sequence_reward",

@@ -110,9 +110,9 @@ def concatenate(pieces: Sequence[Measures]) -> Measures:
 
 
 def derived(means: Tally) -> dict[str, float]:
-    """The tally's means, with the number that follows from means only.
+    """The tally's means, with the numbers that follow from means only, globally and per bin.
 
-    `entropy_gap_of_means` = |mean H(q) − mean H(p)|, globally and per bin: the other reading of Eq. 8.
+    `entropy_gap_of_means` = |mean H(q) − mean H(p)|: the other reading of Eq. 8. `sign_reliability`: diagnostics/reliability.py.
     """
     values = means.means()
     for name in [name for name in values if name.rpartition("/")[2] == "entropy_student"]:
@@ -120,6 +120,11 @@ def derived(means: Tally) -> dict[str, float]:
         teacher = values.get(f"{prefix}entropy_teacher")
         if teacher is not None:
             values[f"{prefix}entropy_gap_of_means"] = abs(teacher - values[name])
+    for name in [name for name in values if name.rpartition("/")[2] == "reward_up_right"]:
+        prefix = name.removesuffix("reward_up_right")
+        wrong = values.get(f"{prefix}reward_up_wrong")
+        if wrong is not None:
+            values[f"{prefix}sign_reliability"] = 0.5 + 0.5 * (values[name] - wrong)
     return values
 
 

@@ -33,7 +33,7 @@ from opdkit.types import Batch, Rollout, Signal
 POSITIONS = {"prefix": 1.5, "half_life": 512.0}
 """Where `positions_value` is unset: the authors' largest weight; tokens, ours."""
 RIGHT = 0.5
-"""A score above this is of a right response."""
+"""A score of at least this is of a right response."""
 
 
 def prepare(
@@ -222,4 +222,4 @@ def _groups(rollouts: tuple[Rollout, ...]) -> dict[str, list[int]]:
 def _right(rollout: Rollout) -> bool:
     """A truncated response has not answered, as in evaluation."""
     assert rollout.grade is not None and rollout.grade.score is not None
-    return rollout.finish_reason != "length" and rollout.grade.score > RIGHT
+    return rollout.finish_reason != "length" and rollout.grade.score >= RIGHT

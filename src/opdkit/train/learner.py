@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from opdkit.config import LearnerConfig, OptimConfig
-from opdkit.diagnostics import Extremes, by_position, by_sequence, by_teacher, merge, sequence_reward, tally
+from opdkit.diagnostics import (
+    Extremes,
+    by_position,
+    by_sequence,
+    by_teacher,
+    merge,
+    reliability,
+    sequence_reward,
+    tally,
+)
 from opdkit.models.adapter import adapter_state, merged_state
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
@@ -175,10 +184,24 @@ class Learner:
             teachers=[s.teacher for s in batch.scores.get("teacher", ())],
             keep=batch.trained[index],
         )
+        here = here + self._reliability(batch, notes)
         sequences = dict(by_sequence(measures, batch.row[index], rows=len(batch.rollouts)))
         sequences["sequence_reward"] = _sequence_rewards(batch, notes)
         everywhere = self.summed(here) + Tally({"loss": (loss_sum, count)})
         return everywhere, sequences
+
+    def _reliability(self, batch: Batch, notes: Notes) -> Tally:
+        """Whether signs of the token signal go with the grade, over all positions that both models were read at."""
+        if not notes.sampled_index:
+            return Tally()
+        index = torch.cat(notes.sampled_index).cpu()
+        p, q = torch.cat(notes.student_logp).cpu(), torch.cat(notes.teacher_logp).cpu()
+        scores = [None if r.grade is None else r.grade.score for r in batch.rollouts]
+        found = reliability(p, q, batch.row[index], scores)
+        depth, keep = batch.depth[index], batch.trained[index]
+        return tally(found, keep=keep) + by_position(
+            found, depth, bins=self.bins, max_tokens=self.max_tokens, keep=keep
+        )
 
     def summed(self, here: Tally) -> Tally:
         """A tally of this rank's, added over ranks."""
