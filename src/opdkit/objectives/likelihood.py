@@ -59,15 +59,17 @@ def group_relative(batch: Batch, *, scale: str = "std") -> Float[Tensor, " N"]:
     return advantages(batch.rollouts, scale=scale)[batch.row]
 
 
-def advantages(rollouts: Sequence[Rollout], *, scale: str = "std") -> Float[Tensor, " R"]:
+def advantages(
+    rollouts: Sequence[Rollout], *, scale: str = "std", dtype: torch.dtype = torch.float32
+) -> Float[Tensor, " R"]:
     """One per rollout. A truncated response has not answered: it scores 0, as in evaluation."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, rollout in enumerate(rollouts):
         if rollout.grade is not None and rollout.grade.score is not None:
             groups[rollout.prompt.id].append(i)
-    result = torch.zeros(len(rollouts))
+    result = torch.zeros(len(rollouts), dtype=dtype)
     for members in groups.values():
-        scores = torch.tensor([_score(rollouts[i]) for i in members])
+        scores = torch.tensor([_score(rollouts[i]) for i in members], dtype=dtype)
         if (scores == scores[0]).all():
             continue  # their rounded mean may be a hair off, and AdamW makes any gradient a full step
         centred = scores - scores.mean()

@@ -95,11 +95,11 @@ def _candidates(spec: ObjectiveConfig, batch: Batch) -> tuple[Float[Tensor, "N K
     """Both models' log-probs at the student's top k."""
     own = [r.topk_logp[:, : spec.k] for r in batch.rollouts if r.topk_logp is not None and r.length]
     theirs = column(batch.scores["teacher"], "at_logp")[:, : spec.k]
-    return torch.cat(own).float().cpu(), theirs
+    return torch.cat(own).double().cpu(), theirs
 
 
 def column(scores: tuple[Scores, ...], name: str) -> Tensor:
-    """One field of what a model said, packed, on the CPU."""
+    """One field of what a model said, packed, on the CPU, float64: what couples positions is summed over many."""
     found = [getattr(s, name) for s in scores]
     assert all(x is not None for x in found), f"the plan asked for {name}"
-    return torch.cat([x.float().cpu() for x in found])
+    return torch.cat([x.double().cpu() for x in found])

@@ -48,12 +48,16 @@ def prepare(
     signal = spec.signal
     trained = batch.trained & ~masked
     learns = trained & (batch.depth < signal.window) if signal.window else trained
-    ratio = _log_ratio(spec, batch, parts) if signal.reads_log_ratios else torch.zeros(len(batch.row))
+    ratio = (
+        _log_ratio(spec, batch, parts)
+        if signal.reads_log_ratios
+        else torch.zeros(len(batch.row), dtype=torch.float64)
+    )
     ratio = torch.where(learns, ratio, 0.0)
     weight = own = _weights(
         spec, batch, ratio, learns, moment
     )  # of credit, and of the divergence at the position itself
-    advantage = torch.zeros(len(batch.row))
+    advantage = torch.zeros_like(weight)
     if signal.token_rewards != "raw":
         mean, spread = _pooled(batch, ratio, learns)
         spread = spread if signal.token_rewards == "standardised" else torch.ones_like(spread)
@@ -75,7 +79,7 @@ def prepare(
 def _weights(spec: ObjectiveConfig, batch: Batch, ratio: Tensor, learns: Tensor, moment: Moment) -> Tensor:
     """m_t ≥ 0; exactly 0 or 1 where nothing but masks and windows is asked for."""
     signal = spec.signal
-    weight = learns.to(torch.float32)
+    weight = learns.to(torch.float64)
     if signal.positions != "none":
         value = signal.positions_value or POSITIONS[signal.positions]
         by_depth = torch.exp2(-batch.depth / value)
@@ -113,7 +117,7 @@ def _lengths(row: Tensor) -> list[int]:
 def pass_rate_weights(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
     """r(1 − r) of each rollout's prompt; 0 for one that has no score."""
     groups = _groups(rollouts)
-    result = torch.zeros(len(rollouts))
+    result = torch.zeros(len(rollouts), dtype=torch.float64)
     for members in groups.values():
         rate = sum(_right(rollouts[i]) for i in members) / len(members)
         result[members] = rate * (1.0 - rate)
@@ -122,7 +126,7 @@ def pass_rate_weights(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
 
 def _agrees(batch: Batch, ratio: Tensor) -> Bool[Tensor, " N"]:
     """sign δ = sign of the grade; a response without a score is not judged, and passes."""
-    wanted = torch.zeros(len(batch.rollouts))
+    wanted = torch.zeros(len(batch.rollouts), dtype=torch.float64)
     for i, rollout in enumerate(batch.rollouts):
         if rollout.grade is not None and rollout.grade.score is not None:
             wanted[i] = 1.0 if _right(rollout) else -1.0
@@ -153,10 +157,11 @@ def _pooled(batch: Batch, ratio: Tensor, learns: Tensor) -> tuple[Tensor, Tensor
     """Mean and standard deviation of δ over all responses to the position's prompt."""
     groups: dict[str, int] = {}
     which = torch.tensor([groups.setdefault(r.prompt.id, len(groups)) for r in batch.rollouts])[batch.row]
-    count = torch.zeros(len(groups)).index_add_(0, which, learns.float()).clamp(min=1.0)
-    mean = torch.zeros(len(groups)).index_add_(0, which, ratio) / count
+    nothing = torch.zeros(len(groups), dtype=torch.float64)
+    count = nothing.index_add(0, which, learns.double()).clamp(min=1.0)
+    mean = nothing.index_add(0, which, ratio) / count
     apart = torch.where(learns, (ratio - mean[which]) ** 2, 0.0)
-    spread = (torch.zeros(len(groups)).index_add_(0, which, apart) / (count - 1.0).clamp(min=1.0)).sqrt()
+    spread = (nothing.index_add(0, which, apart) / (count - 1.0).clamp(min=1.0)).sqrt()
     return mean[which], spread[which] + 1e-6
 
 
@@ -184,7 +189,7 @@ def _rewarded(
     signal = spec.signal
     if signal.reward == "sequential" and not moment.rewarded:
         return weight, advantage
-    per_response = advantages(batch.rollouts, scale=signal.reward_scale)
+    per_response = advantages(batch.rollouts, scale=signal.reward_scale, dtype=torch.float64)
     if signal.prompts == "pass_rate":
         per_response = per_response * pass_rate_weights(batch.rollouts)
     reward = torch.where(trained, signal.reward_weight * per_response[batch.row], 0.0)
@@ -202,7 +207,7 @@ def _rewarded(
 def _log_ratio(spec: ObjectiveConfig, batch: Batch, parts: dict[str, float]) -> Float[Tensor, " N"]:
     """δ of every sampled token, in nats."""
     assert batch.sampler_logp is not None, "the sampler knows the log-prob of what it drew"
-    p = batch.sampler_logp.float().cpu()
+    p = batch.sampler_logp.double().cpu()
     target = torch.zeros_like(p)
     for name, share in parts.items():
         said = p if name == "student" else column(batch.scores[name], "sampled")

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdkit.config import RECIPES, ObjectiveConfig
+from opdkit.config import RECIPES, ObjectiveConfig, SignalConfig
 from opdkit.proofs.oracle import NotCovered, oracle, target, target_name, unknown
 from opdkit.proofs.ours import expectation, local
 from opdkit.proofs.records import EXACT, ObjectiveRow, largest
+from opdkit.proofs.signals import sequence_distance, signal_error
 from opdkit.proofs.specs import (
     PRESET_VOCABULARY,
     VOCABULARY,
     accepted,
+    ends_of,
     named,
+    others_of,
     pairs,
     presets,
     recorded_unbiased,
@@ -54,8 +57,13 @@ def prove(spec: ObjectiveConfig, name: str, *, kind: str, group: str, source: st
         if missing := unknown(spec):
             raise NotCovered(", ".join(missing))
         vocabulary = PRESET_VOCABULARY if kind == "preset" else VOCABULARY
-        formula = formula_error(spec, vocabulary=vocabulary)
-        distance, cosine = mean_against_target(spec, vocabulary=vocabulary)
+        alone = spec.model_copy(update={"signal": SignalConfig()})
+        formula = formula_error(alone, vocabulary=vocabulary)
+        distance, cosine = mean_against_target(alone, vocabulary=vocabulary)
+        if spec.signal != SignalConfig():
+            formula = largest([formula, signal_error(spec)])
+        if spec.signal.discount == 1.0 and spec.signal.token_rewards == "raw":
+            distance = largest([distance, sequence_distance(spec)])
         row = ObjectiveRow(
             **about,
             unbiased=stated,
@@ -63,13 +71,19 @@ def prove(spec: ObjectiveConfig, name: str, *, kind: str, group: str, source: st
             relative_error=distance if stated else None,
             bias=None if stated else distance,
             cosine=cosine,
-            target=target_name(spec),
+            target=told_target(spec),
         )
     except NotCovered as error:
         return ObjectiveRow(**about, covered=False, reason=f"no loop for {error}")
     except Exception as error:
         return ObjectiveRow(**about, unbiased=stated, reason=f"raised {type(error).__name__}: {error}")
     return verdict(row, distance)
+
+
+def told_target(spec: ObjectiveConfig) -> str:
+    """With credit for all that follows it is the sequence's."""
+    whole = spec.signal.discount == 1.0 and spec.signal.token_rewards == "raw"
+    return target_name(spec) + (" of the sequence" if whole else "")
 
 
 def verdict(row: ObjectiveRow, distance: float) -> ObjectiveRow:
@@ -92,8 +106,9 @@ def formula_error(spec: ObjectiveConfig, *, vocabulary: int) -> float:
     student, teacher = next(pairs(1, vocabulary=vocabulary))
     generator = torch.Generator().manual_seed(7)
     sampled = torch.randint(vocabulary, (len(student),), generator=generator)
-    value, gradient = local(spec, student, teacher, sampled=sampled)
-    wanted_value, wanted = oracle(spec, student, teacher, sampled)
+    others, ends = others_of(spec, student), ends_of(spec)
+    value, gradient = local(spec, student, teacher, sampled=sampled, others=others, ends=ends)
+    wanted_value, wanted = oracle(spec, student, teacher, sampled, others=others, ends=ends)
     return largest([relative(value, wanted_value), relative(gradient, wanted)])
 
 
@@ -104,8 +119,9 @@ def mean_against_target(spec: ObjectiveConfig, *, vocabulary: int) -> tuple[floa
     """
     means, exacts, values, divergences = [], [], [], []
     for student, teacher in pairs(PAIRS, vocabulary=vocabulary):
-        value, gradient = expectation(spec, student, teacher)
-        divergence, exact = target(spec, student, teacher)
+        others, ends = others_of(spec, student), ends_of(spec)
+        value, gradient = expectation(spec, student, teacher, others, ends)
+        divergence, exact = target(spec, student, teacher, others, ends)
         means.append(gradient)
         exacts.append(exact)
         values.append(value)

@@ -8,7 +8,7 @@ for vocabularies of a few tokens. What it has no loop for it refuses with `NotCo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from pydantic import BaseModel
@@ -30,10 +30,10 @@ KNOWN = {
         "weights",
     ),
     *("shaping", "shaping_value", "baseline", "forward_gate", "gate_k", "gate_entropy"),
-    *("mask_special", "signal.window"),
+    *("target", "target_scale", "anchor", "merge_ends", "mask_special", "signal"),
 }
-"""Keys whose effect on one position is written out below, or that have none there: a window chooses positions, and special
-tokens are ids that a tokenizer gives, of which a proof has none."""
+"""Keys whose effect on one position is written out below, or that have none there: a signal couples positions
+(proofs/signals.py), and special tokens are ids that a tokenizer gives, of which a proof has none."""
 
 
 class NotCovered(Exception):
@@ -49,6 +49,15 @@ def unknown(spec: BaseModel, prefix: str = "") -> list[str]:
             continue
         found += unknown(value, f"{path}.") if isinstance(value, BaseModel) else [f"{path} = {value}"]
     return found
+
+
+def beyond(spec: ObjectiveConfig) -> list[str]:
+    """What two models at one position do not show of an objective: unknown keys, further models, one end token, a signal other
+    than a window. Their own proofs are `proofs.objectives` and `proofs.signals`."""
+    signal = spec.signal.model_copy(update={"window": 0})
+    more = [f"{name} needed" for name in spec.others] + (["merge_ends"] if spec.merge_ends else [])
+    coupled = [f"signal.{key}" for key in unknown(signal)]
+    return [*unknown(spec), *more, *coupled]
 
 
 # --- one token ----------------------------------------------------------------------------------------------
@@ -254,27 +263,80 @@ def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
     return total
 
 
+# --- the target, and end tokens that are one -----------------------------------------------------------------------------
+
+
+def aimed(spec: ObjectiveConfig, p: Tensor, q: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+    """Probabilities of whom p is compared with, from those of the models; numbers, whatever p is."""
+    raw = unscaled(spec, p, q, others)
+    return raw / raw.sum()
+
+
+def unscaled(spec: ObjectiveConfig, p: Tensor, q: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+    """The same up to the factor that makes them sum to 1: what is known of it at one token."""
+    p = p.detach()
+    if spec.target == "teacher":
+        return q
+    scale = spec.target_scale or {"extrapolated": 1.25}.get(spec.target, 1.0)
+    made = {
+        "extrapolated": lambda: q**scale / others["reference"] ** (scale - 1.0),
+        "difference": lambda: others["start"] * (q / others["reference"]) ** scale,
+        "bridge": lambda: q * p**scale,
+        "sign_flipped": lambda: p * p / q,
+    }
+    if spec.target not in made:
+        raise NotCovered(f"target = {spec.target}")
+    return made[spec.target]()
+
+
+def as_one(p: Tensor, ends: tuple[int, ...]) -> Tensor:
+    """Probabilities with one entry for all ends, where the first of them was; the others' are left out.
+
+    >>> [round(x, 2) for x in as_one(torch.tensor([0.1, 0.2, 0.3, 0.4]), (1, 3)).tolist()]
+    [0.1, 0.6, 0.3]
+    """
+    if len(ends) < 2:
+        return p
+    together = p[list(ends)].sum()
+    return torch.stack([together if v == ends[0] else p[v] for v in range(len(p)) if v not in ends[1:]])
+
+
+def renamed(y: int, ends: tuple[int, ...]) -> int:
+    """The token's number among those that are left."""
+    y = ends[0] if y in ends[1:] else y
+    return y - sum(v < y for v in ends[1:])
+
+
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
 def oracle(
-    spec: ObjectiveConfig, student: Tensor, teacher: Tensor, sampled: Tensor, keep: Tensor | None = None
+    spec: ObjectiveConfig,
+    student: Tensor,
+    teacher: Tensor,
+    sampled: Tensor,
+    keep: Tensor | None = None,
+    others: Mapping[str, Tensor] | None = None,
+    ends: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Value [N] and gradient [N, V] with respect to the student's logits, position by position.
 
-    `keep` [N, S] says which of the candidates, in the order they are listed, count.
+    `keep` [N, S] says which of the candidates, in the order they are listed, count; `others`: logits of further models.
     """
     if missing := unknown(spec):
         raise NotCovered(", ".join(missing))
     values, gradients = [], []
     for n in range(len(student)):
         z = student[n].clone().requires_grad_()
-        p, q = z.exp() / z.exp().sum(), teacher[n].exp() / teacher[n].exp().sum()
-        y = int(sampled[n])
+        p, q, more = _probabilities(spec, z, teacher, others or {}, ends, n)
+        y = renamed(int(sampled[n]), ends)
         S = candidates(spec, p.detach(), q, y)
         if keep is not None:
             S = [v for v, kept in zip(S, keep[n].tolist(), strict=True) if kept]
         value, pushed = oracle_row(spec, p, q, S, y)
+        if spec.anchor:
+            also, anchored = oracle_row(spec, p, more["start"], S, y)
+            value, pushed = value + spec.anchor * also, pushed + spec.anchor * anchored
         if spec.forward_gate:
             extra = gate(spec, p, q)
             value, pushed = value + extra, pushed + extra
@@ -283,16 +345,38 @@ def oracle(
     return torch.stack(values), torch.stack(gradients)
 
 
-def target(spec: ObjectiveConfig, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def _probabilities(
+    spec: ObjectiveConfig,
+    z: Tensor,
+    teacher: Tensor,
+    others: Mapping[str, Tensor],
+    ends: tuple[int, ...],
+    n: int,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """p, the target's, and the other models' at position n, all of them with one end token."""
+    p, q = as_one(z.exp() / z.exp().sum(), ends), as_one(teacher[n].exp() / teacher[n].exp().sum(), ends)
+    more = {name: as_one(w[n].exp() / w[n].exp().sum(), ends) for name, w in others.items()}
+    return p, aimed(spec, p, q, more), more
+
+
+def target(
+    spec: ObjectiveConfig,
+    student: Tensor,
+    teacher: Tensor,
+    others: Mapping[str, Tensor] | None = None,
+    ends: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor]:
     """The divergence over the whole vocabulary and its gradient: what an unbiased objective is unbiased for.
 
-    At fixed prefixes; with a gate, the sum of both.
+    At fixed prefixes; with a gate or an anchor, the sum of both.
     """
     values, gradients = [], []
-    for z_row, w_row in zip(student, teacher, strict=True):
+    for n, z_row in enumerate(student):
         z = z_row.clone().requires_grad_()
-        p, q = z.exp() / z.exp().sum(), w_row.exp() / w_row.exp().sum()
+        p, q, more = _probabilities(spec, z, teacher, others or {}, ends, n)
         value = term(spec.divergence, number(spec), p, q).sum()
+        if spec.anchor:
+            value = value + spec.anchor * term(spec.divergence, number(spec), p, more["start"]).sum()
         if spec.forward_gate:
             value = value + gate(spec, p, q)
         values.append(value.detach())
@@ -313,4 +397,6 @@ def target_name(spec: ObjectiveConfig) -> str:
     """The full-vocabulary quantity that `target` differentiates, in short."""
     if spec.divergence not in TARGETS:
         raise NotCovered(f"divergence = {spec.divergence}")
-    return TARGETS[spec.divergence] + (" + gated KL(q̄‖p)" if spec.forward_gate else "")
+    aim = TARGETS[spec.divergence].replace("q", "Q") if spec.target != "teacher" else TARGETS[spec.divergence]
+    anchored = f" + {spec.anchor:g} KL(p‖p₀)" if spec.anchor else ""
+    return aim + anchored + (" + gated KL(q̄‖p)" if spec.forward_gate else "")

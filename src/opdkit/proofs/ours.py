@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,11 +22,19 @@ def value_and_gradient(loss_of: Callable[[Tensor], Tensor], logits: Tensor) -> t
 
 
 def loss(
-    objective: Objective, student: Dist, teacher: Dist, *, sampled: Tensor, support: Support | None = None
+    objective: Objective,
+    student: Dist,
+    teacher: Dist,
+    *,
+    sampled: Tensor,
+    support: Support | None = None,
+    others: Mapping[str, RowDist] | None = None,
 ) -> Tensor:
     """Loss per position [N]; the support is chosen here unless it is given."""
-    chosen = support or objective.support(student, teacher, sampled_ids=sampled)
-    return objective.local(student, teacher, chosen)
+    p, q = objective.seen(student), objective.seen(teacher)
+    taken = p.sampled_ids if isinstance(p, RowDist) and p.sampled_ids is not None else sampled
+    chosen = support or objective.support(p, q, sampled_ids=taken)
+    return objective.local(p, q, chosen, {n: objective.seen(d) for n, d in (others or {}).items()})
 
 
 def local(
@@ -36,17 +44,29 @@ def local(
     *,
     sampled: Tensor | None = None,
     support: Support | None = None,
+    others: Mapping[str, Tensor] | None = None,
+    ends: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """(loss [N], gradient [N, V]) of the package's objective, logits of both models given; y = 0 if unset."""
-    objective = Objective(spec)
+    """(loss [N], gradient [N, V]) of the package's objective, logits of all models given; y = 0 if unset."""
+    objective = Objective(spec, ends=ends)
     drawn = torch.zeros(len(student), dtype=torch.long) if sampled is None else sampled
     q = RowDist(teacher, sampled_ids=drawn)
-    return value_and_gradient(
-        lambda z: loss(objective, RowDist(z, sampled_ids=drawn), q, sampled=drawn, support=support), student
-    )
+    more = {name: RowDist(logits, sampled_ids=drawn) for name, logits in (others or {}).items()}
+
+    def of(z: Tensor) -> Tensor:
+        p = RowDist(z, sampled_ids=drawn)
+        return loss(objective, p, q, sampled=drawn, support=support, others=more)
+
+    return value_and_gradient(of, student)
 
 
-def expectation(spec: ObjectiveConfig, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def expectation(
+    spec: ObjectiveConfig,
+    student: Tensor,
+    teacher: Tensor,
+    others: Mapping[str, Tensor] | None = None,
+    ends: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor]:
     """Σ_y p(y)·(value, gradient at y): every token of the vocabulary drawn once, weighted by its probability.
 
     One call: N positions × V draws are N·V positions.
@@ -58,6 +78,8 @@ def expectation(spec: ObjectiveConfig, student: Tensor, teacher: Tensor) -> tupl
         student.repeat_interleave(size, 0),
         teacher.repeat_interleave(size, 0),
         sampled=drawn,
+        others={name: logits.repeat_interleave(size, 0) for name, logits in (others or {}).items()},
+        ends=ends,
     )
     p = student.softmax(-1)
     mean_gradient = (p[:, :, None] * gradient.view(positions, size, size)).sum(1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from opdkit.config import ObjectiveConfig
-from opdkit.proofs.oracle import NotCovered, unknown
+from opdkit.proofs.oracle import NotCovered, beyond
 
 EXACT = 1e-10
 """Largest relative error of what is said to be equal: float64 on sums of some dozen terms leaves 1e-13."""
@@ -102,11 +102,11 @@ class Worst:
             self.error, self.who = error, who
 
     def attempt(self, who: str, spec: ObjectiveConfig, error: Callable[[], float]) -> None:
-        """See what comes of it. A spec with keys that nothing here knows may fail for that, and is left out then."""
+        """See what comes of it. A spec that needs more than is shown here may fail for that, and is left out then."""
         try:
             self.see(error(), who)
         except Exception as raised:
-            if isinstance(raised, NotCovered) or unknown(spec):
+            if isinstance(raised, NotCovered) or beyond(spec):
                 self.left_out |= {who.partition(",")[0]: None}
             else:
                 self.see(math.inf, f"{who}: raised {type(raised).__name__}: {raised}")

@@ -37,6 +37,20 @@ def pairs(count: int, *, vocabulary: int = VOCABULARY) -> Iterator[tuple[Tensor,
         yield student, teacher * sharpness
 
 
+def others_of(spec: ObjectiveConfig, student: Tensor) -> dict[str, Tensor]:
+    """Logits of the models that the target and the anchor name, beside a student's [N, V]."""
+    generator = torch.Generator().manual_seed(student.shape[-1])
+    return {
+        name: torch.randn(student.shape, generator=generator, dtype=torch.float64) * 1.5
+        for name in spec.others
+    }
+
+
+def ends_of(spec: ObjectiveConfig) -> tuple[int, ...]:
+    """End tokens, where they count as one."""
+    return (1, 4, 6) if spec.merge_ends else ()
+
+
 def accepted() -> list[ObjectiveConfig]:
     """Every combination of support, divergence, normalisation, estimator and weights that a config may hold."""
     names = ("support", "divergence", "normalisation", "estimator", "weights")

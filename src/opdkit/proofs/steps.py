@@ -22,7 +22,7 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Objective
 from opdkit.proofs.metrics import off
 from opdkit.proofs.objectives import relative
-from opdkit.proofs.oracle import NotCovered, unknown
+from opdkit.proofs.oracle import NotCovered, beyond
 from opdkit.proofs.ours import loss
 from opdkit.proofs.records import Check, Worst, largest
 from opdkit.proofs.specs import PRESET_VOCABULARY, presets
@@ -197,7 +197,7 @@ def _with_junk(scores: Scores, rollout: Rollout, junk: float) -> Scores:
 
 def by_hand(spec: ObjectiveConfig) -> dict[str, Tensor]:
     """The gradient of the reference, by parameter. It knows no key that couples positions beyond the window."""
-    if missing := unknown(spec):
+    if missing := beyond(spec):
         raise NotCovered(", ".join(missing))
     objective, loaded, rows = Objective(spec), model(seed=1, hidden=8), rollouts()
     rows = with_candidates(loaded, rows, needs=Needs(top_k=spec.k))
