@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 import tempfile
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from alone import peak_of_both
 from machine import one_core
 from opdkit.types import Prompt
 from weights import Missing, Weights
-from work import WARM_UP, Work, works
+from work import NEED_A_SERVER, WARM_UP, Work, works
 
 DEFAULT = ("equal", "ragged", "four", "gkd", "gold", "iw_opd", "sdft", "sdpo")
 
@@ -68,12 +69,11 @@ def measure(work: Work, assets: Path, *, full: bool) -> dict[str, Any]:
     except Missing as error:
         return {"name": work.name, "failed": str(error)}
     except Exception as error:  # whatever TRL raises is what there is to tell
-        if work.peer not in ("server_distillation", "async_distillation"):
-            import traceback
-
+        expected = work.peer in NEED_A_SERVER
+        if not expected:
             traceback.print_exc()
         told = " ".join(f"{type(error).__name__}: {error}".split())
-        return {"name": work.name, "what": what(work), "failed": told[:300]}
+        return {"name": work.name, "what": what(work), "failed": told[:300], "expected": expected}
     return record | ({"peak_mb": peak_of_both(work.name, assets)} if full else {})
 
 

@@ -36,6 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--rows", help=f"separated by commas: {', '.join(row.name for row in ROWS)}")
     parser.add_argument("--check", action="store_true", help="compare ratios with the stored ones")
+    parser.add_argument("--pairs", type=int, help="timed pairs of every row, in place of its own number")
     parser.add_argument("--assets", type=Path, default=Path(".cache/bench"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="another folder for result files")
     given = parser.parse_args()
@@ -57,7 +58,7 @@ def measured(rows: list[Row], given: argparse.Namespace, name: str, machine: dic
     fine, began = True, time.perf_counter()
     for row in rows:
         book.forget(row.name)
-        for record in records(row, row.pairs, given.assets):
+        for record in records(row, given.pairs or row.pairs, given.assets):
             book.add(record)
             fine &= record.get("checked", True) and record.get("expected", "failed" not in record)
             tell(record)
@@ -74,7 +75,7 @@ def checked(rows: list[Row], given: argparse.Namespace, name: str) -> int:
     before = json.loads(files[-1].read_text())["rows"]
     now = []
     for row in rows:
-        pairs = row.short or row.pairs
+        pairs = given.pairs or row.short or row.pairs
         for record in records(row, pairs, given.assets, short=True):
             now.append(record)
             tell(record)

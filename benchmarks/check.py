@@ -19,12 +19,14 @@ FEWEST = 5  # pairs
 def judge(now: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """One line of the table: `verdict` is `ok`, `worse`, or why nothing was judged."""
     line = {"name": now["name"], "verdict": "ok", "now": None, "before": None, "bound": None}
+    if now.get("checked") is False:
+        return line | {"verdict": "worse", "why": "our loss is not theirs"}
     if before is None or "ratio" not in before:
         why = "nothing stored" if before is None else "refused when stored"
         return line | {"verdict": why}
     line |= {"before": before["ratio"]["median"]}
-    if "failed" in now or now.get("checked") is False:
-        return line | {"verdict": "worse", "why": now.get("failed", "our loss is not theirs")}
+    if "failed" in now:
+        return line | {"verdict": "worse", "why": now["failed"]}
     ratio = now["ratio"]
     lower = ratio["better"] == "lower"
     bound = before["ratio"]["max"] * (1 + ALLOWED) if lower else before["ratio"]["min"] * (1 - ALLOWED)

@@ -21,6 +21,10 @@ from lengths import FILE as LENGTHS
 
 LR, WARM_UP, SEED = 1e-3, 2, 0
 HELD_OUT = 64  # the first prompts are not trained on
+NEED_A_SERVER = (
+    "server_distillation",
+    "async_distillation",
+)  # trainers that are listed with the error they give
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def test_a_row_that_fails_now_or_disagrees_is_worse() -> None:
     failed = judge({"name": "equal", "failed": "out of memory"}, stored)
     assert failed["verdict"] == "worse" and failed["why"] == "out of memory"
     assert judge(record(values=[9.0] * 5, checked=False), stored)["verdict"] == "worse"
+    assert judge(record(values=[9.0] * 5, checked=False), None)["verdict"] == "worse"
 
 
 def test_the_check_prints_a_line_per_row() -> None:
