@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +11,18 @@ from typing import Any
 SCRIPT = Path(__file__).with_name("against_trl.py")
 
 
-def resident() -> float:
-    """MB (2**20 bytes) that this process has in memory now. Linux."""
+def resident(what: str = "VmRSS") -> float:
+    """MB (2**20 bytes) that this process has in memory now; `VmHWM`: had at most. Linux.
+
+    Not getrusage: its peak survives exec, so a child would tell of the process that started it.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith(what)).split()[1]) / 1024
 
 
 def tell_peak(before: float) -> None:
     """`before`: with the models loaded and nothing done; what is above is the step's own."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak_mb": round(peak), "before_mb": round(before)}))
+    print(json.dumps({"peak_mb": round(resident("VmHWM")), "before_mb": round(before)}))
 
 
 def peak_of_both(row: str, assets: Path) -> dict[str, Any]:

@@ -142,6 +142,15 @@ def test_both_sides_of_a_work_make_the_same_number_of_tokens() -> None:
     assert four.tokens(3) == 32 * 64 and four.facts()["prompts"] == 8
 
 
+def test_a_peak_is_of_the_process_itself_and_not_of_the_one_that_started_it() -> None:
+    """What getrusage gives survives exec: both sides of a row once had the peak of their parent."""
+    held = bytearray(200 << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+    code = "import alone; print(alone.resident('VmHWM'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)  # fmt: skip
+    assert 1 < float(done.stdout) < 100 < len(held) >> 20
+
+
 def result() -> dict[str, Any]:
     """A small file of everything that the table shows."""
     sides = {"theirs": {"median": 1.0, "min": 0.9, "max": 1.1}, "ours": {"median": 0.5, "min": 0.4, "max": 0.6}}  # fmt: skip
