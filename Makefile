@@ -58,9 +58,9 @@ bench: smollm2
 bench-check:
 	$(PYTHON) benchmarks/peers.py --venv .venv-peers --bench --check $(BENCH)
 
-## make test-peers    agreement and step time against TRL, in an environment of its own
+## make test-peers    our loss and gradient on the tokens of each of TRL's distilling trainers, in an environment of its own
 test-peers: install
-	$(PYTHON) benchmarks/peers.py --venv .venv-peers
+	$(PYTHON) benchmarks/peers.py --venv .venv-peers --pairs 3
 
 ## make test-trl      opdkit's callback in the real TRL: tiny models, both trainers, in the peers' environment
 test-trl:

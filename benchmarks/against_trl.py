@@ -29,7 +29,7 @@ from alone import peak_of_both
 from machine import one_core
 from opdkit.types import Prompt
 from weights import Missing, Weights
-from work import NEED_A_SERVER, WARM_UP, Work, works
+from work import NEED_A_SERVER, Work, works
 
 DEFAULT = ("equal", "ragged", "four", "gkd", "gold", "iw_opd", "sdft", "sdpo")
 
@@ -78,10 +78,10 @@ def measure(work: Work, assets: Path, *, full: bool) -> dict[str, Any]:
 
 
 def run_alone(side: str, work: Work, assets: Path) -> None:
-    """Three steps of one side by itself; prints its peak memory."""
+    """Two steps of one side by itself (the optimizer's state is there in the second); prints its peak memory."""
     from alone import resident, tell_peak
 
-    work = replace(work, pairs=3 - min(WARM_UP, work.warm_up))
+    work = replace(work, pairs=1, warm_up=1)
     weights = Weights(work, assets)
     if side == "theirs":
         from theirs import trainer

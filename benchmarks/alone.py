@@ -26,7 +26,7 @@ def tell_peak(before: float) -> None:
 
 
 def peak_of_both(row: str, assets: Path) -> dict[str, Any]:
-    """Side → MB at most over three steps; None where the child ended badly."""
+    """Side → MB at most over two steps; None where the child ended badly."""
     return {side: _child(side, row, assets) for side in ("theirs", "ours")}
 
 

@@ -76,7 +76,7 @@ class Work:
 
 def works() -> dict[str, Work]:
     small: dict[str, Any] = {
-        "rows": 4, "new_tokens": 24, "models": "smollm2", "lr": 1e-5, "warm_up": 1, "held_out": 8,
+        "rows": 8, "new_tokens": 24, "models": "smollm2", "lr": 1e-5, "warm_up": 1, "held_out": 8,
     }  # fmt: skip
     found = [
         Work("equal"),
