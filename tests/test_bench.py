@@ -134,6 +134,29 @@ def test_every_row_against_trl_has_its_work() -> None:
     assert [row.name for row in ROWS if row.script == TRL] == list(works())
 
 
+def test_a_wrong_row_is_refused_before_anything_is_measured() -> None:
+    from rows import ROWS
+
+    done = subprocess.run(
+        [sys.executable, FOLDER / "bench.py", "--rows", "equl"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "no row is called 'equl'" in done.stderr and ROWS[0].name in done.stderr
+
+
+def test_where_nothing_is_stored_the_check_says_what_to_do(tmp_path: Path) -> None:
+    """It looks before it measures."""
+    code = (
+        "import argparse, bench, pathlib;"
+        f"print(bench.checked([], argparse.Namespace(results=pathlib.Path({str(tmp_path)!r})), 'a-machine-2'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.strip() == "2"
+    assert (
+        "nothing is stored for this machine (a-machine-2)" in done.stderr
+        and "hint:  make bench" in done.stderr
+    )
+
+
 def test_both_sides_of_a_work_make_the_same_number_of_tokens() -> None:
     from work import works
 
