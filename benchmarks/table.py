@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from record import stored
-from rows import AIMS
+from rows import AIMS, ROWS
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- table:begin (make bench) -->", "<!-- table:end -->"
@@ -21,7 +21,10 @@ BEGIN, END = "<!-- table:begin (make bench) -->", "<!-- table:end -->"
 
 def tables(result: dict[str, Any], *, name: str) -> str:
     """Everything between the markers."""
-    records = result["rows"]
+    order = {
+        row.name: i for i, row in enumerate(ROWS)
+    }  # a file's own order is that in which rows were measured
+    records = sorted(result["rows"], key=lambda r: order.get(r["name"].partition("/")[0], len(order)))
     steps = [r for r in records if "ratio" in r and not r["name"].startswith("loss/")]
     loss = [r for r in records if "ratio" in r and r["name"].startswith("loss/")]
     refused = [r for r in records if "failed" in r]

@@ -81,7 +81,9 @@ def _child(ranks: int, assets: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{ranks} rank(s) ended with code {done.returncode}:\n{done.stdout}{done.stderr[-6000:]}")
+        raise SystemExit(
+            f"{ranks} rank(s) ended with code {done.returncode}:\n{done.stdout}{done.stderr[-6000:]}"
+        )
     return dict(json.loads(next(x for x in done.stdout.splitlines() if x.startswith('{"seconds"'))))
 
 
