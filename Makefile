@@ -7,7 +7,7 @@ SMOLLM2 ?= .cache/smollm2-135m
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo real resume test test-fast check bench clean smollm2 test-peers test-trl test-engines bench-engines test-gpu help
+.PHONY: install demo real resume test test-fast check bench bench-check clean smollm2 test-peers test-trl test-engines bench-engines test-gpu help
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -49,13 +49,18 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
 
-## make bench         loss stage, decoding, cost of diagnostics (benchmarks/README.md)
-bench: install
-	$(BIN)/python benchmarks/run_all.py
+## make bench         every row of benchmarks/README.md against TRL and ourselves, in the peers' environment (BENCH="--rows equal,ragged")
+bench: smollm2
+	$(PYTHON) benchmarks/peers.py --venv .venv-peers --bench $(BENCH)
+	$(BIN)/python benchmarks/table.py
 
-## make test-peers    agreement and step time against TRL, in an environment of its own
+## make bench-check   a short form of it: fails if a ratio fell below what is stored for this machine
+bench-check:
+	$(PYTHON) benchmarks/peers.py --venv .venv-peers --bench --check $(BENCH)
+
+## make test-peers    our loss and gradient on the tokens of each of TRL's distilling trainers, in an environment of its own
 test-peers: install
-	$(PYTHON) benchmarks/peers.py --venv .venv-peers
+	$(PYTHON) benchmarks/peers.py --venv .venv-peers --pairs 3
 
 ## make test-trl      opdkit beside TRL and liger-kernel: its callback in both trainers, its losses against theirs; own environment
 test-trl:

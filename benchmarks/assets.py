@@ -100,11 +100,11 @@ def make_model(tokenizer: Any, *, seed: int, **size: int) -> Qwen3ForCausalLM:
     return model
 
 
-def make_prompts(tokenizer: Any, *, seed: int) -> list[dict[str, Any]]:
+def make_prompts(tokenizer: Any, *, seed: int, count: int = PROMPTS) -> list[dict[str, Any]]:
     """Texts that come back from decode and encode with exactly PROMPT_TOKENS tokens."""
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
-    while len(rows) < PROMPTS:
+    while len(rows) < count:
         text = " ".join(sentence(rng) for _ in range(3))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS]
         prompt = tokenizer.decode(ids)

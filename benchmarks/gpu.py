@@ -9,16 +9,17 @@ Qwen3 (gpu_workload.py), all responses of exactly that length. Where TRL is impo
 at every length (gpu_trl.py). Warm-up steps do not count. The result is written after every part, so that a run cut
 short keeps what it has (`complete` says which it is).
 
-Without a GPU nothing is measured and nothing written. A dry run says so in its output and in its JSON, which goes to
-`--out` or nowhere. Exit code 1 if a part did not fit in memory, or if TRL's loss is not ours.
+The file is one of record.py, like those of `make bench`: records with ratios, times, peaks. Without a GPU nothing is
+measured and nothing written. A dry run says so in its output and in its JSON, which goes to `--out` or nowhere. Exit code 1
+if a part did not fit in memory, or if TRL's loss is not ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -28,11 +29,12 @@ from typing import Any
 
 import torch
 
-from gpu_step import PHASES, Ours, Work, spread
+from gpu_step import PHASES, Ours, Work
 from gpu_workload import SHAPES, make_prompts, open_student, open_teacher, open_tokenizer
-from machine import RESULTS, facts
+from machine import facts
 from opdkit.models.load import LoadedModel
 from opdkit.run.environment import environment
+from record import RESULTS, Book, slug, spread
 
 WIRED = ("paper", "full", "sampled")  # paper-eq5 takes its ids from the sampler, which Ours does not pass on
 NO_GPU = "benchmarks/gpu.py: nothing was measured, because there is no GPU (CUDA device) on this machine."
@@ -56,7 +58,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="cpu: a dry run")
     parser.add_argument("--trl", choices=("auto", "off"), default="auto", help="off: leave TRL out")
-    parser.add_argument("--out", type=Path, help="default on a GPU: benchmarks/results/gpu.json")
+    parser.add_argument("--out", type=Path, help="default on a GPU: benchmarks/results/DATE-gpu-NAME.json")
     given = parser.parse_args(words)
     if given.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         parser.error(NO_VLLM)
@@ -86,34 +88,36 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     device = torch.device("cpu" if given.device == "cpu" else "cuda")
     dry = device.type == "cpu"
-    bench = Bench(given, device, out=given.out or (None if dry else RESULTS / "gpu.json"))
+    bench = Bench(given, device, out=given.out or (None if dry else _file(device)))
     if dry:
-        print(
-            f"DRY RUN on a CPU ({bench.result['device']['name']}): the code path works; no number here is of a GPU"
-        )
+        name = bench.book.content["device"]["name"]
+        print(f"DRY RUN on a CPU ({name}): the code path works; no number here is of a GPU")
     return bench.run()
+
+
+def _file(device: torch.device) -> Path:
+    return RESULTS / f"{datetime.date.today()}-gpu-{slug(card(device)['name'], 1)}.json"
 
 
 class Bench:
     """All parts of one call, and the result as it grows."""
 
     def __init__(self, given: argparse.Namespace, device: torch.device, *, out: Path | None):
-        self.given, self.device, self.out = given, device, out
+        self.given, self.device = given, device
         self.shape = SHAPES[given.shape]
         self.tokenizer = open_tokenizer(self.shape)
         self.teacher = open_teacher(self.shape, self.tokenizer, device)
         self.with_trl = given.trl == "auto" and importlib.util.find_spec("trl") is not None
-        self.result = header(given, device, self.with_trl)
+        self.book = Book(out, header(given, device, self.with_trl))
 
     def run(self) -> int:
         for length in self.given.lengths or self.shape.lengths:
             alone = {preset: self._part(self._work(length, preset)) for preset in self.given.preset}
             self._compare(self._work(length, "full"), alone.get("full"))
         if not self.with_trl:
-            print(f"TRL was not run: {self.result['trl']['why']}")
-        self.result["complete"] = True
-        self._save()
-        return 0 if all(map(_fine, [*self.result["parts"], *self.result["trl"]["parts"]])) else 1
+            print(f"TRL was not run: {self.book.content['trl']['why']}")
+        self.book.finish([])
+        return 0 if all(map(_fine, self.book.content["rows"])) else 1
 
     def _work(self, length: int, preset: str) -> Work:
         given, shape = self.given, self.shape
@@ -130,7 +134,9 @@ class Bench:
 
     def _part(self, work: Work) -> dict[str, Any]:
         part = self._kept(
-            "parts", work, lambda: measure(work, self.tokenizer, self.teacher, sampler=self.given.sampler)
+            f"{work.preset}/{work.length}",
+            work,
+            lambda: measure(work, self.tokenizer, self.teacher, sampler=self.given.sampler),
         )
         tell(part)
         return part
@@ -142,27 +148,23 @@ class Bench:
         from gpu_trl import compare
 
         alone = alone or self._part(work)
-        row = self._kept("trl", work, lambda: compare(work, self.tokenizer, self.teacher, alone))
+        row = self._kept(
+            f"trl/{work.length}", work, lambda: compare(work, self.tokenizer, self.teacher, alone)
+        )
         tell_trl(row)
 
-    def _kept(self, where: str, work: Work, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """One row, in the result and on disk. A row that does not fit in memory is a finding, not the end."""
+    def _kept(self, name: str, work: Work, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """One record, in the result and on disk. One that does not fit in memory is a finding, not the end."""
+        row: dict[str, Any] = {"name": name, "work": work.facts()}
         try:
-            row = make()
+            row |= make()
         except torch.OutOfMemoryError as error:
-            row = work.facts() | {"failed": str(error).partition("\n")[0][:200]}
+            row |= {"failed": str(error).partition("\n")[0][:200]}
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        rows = self.result["parts"] if where == "parts" else self.result["trl"]["parts"]
-        rows.append(row)
-        self._save()
+        self.book.add(row)
         return row
-
-    def _save(self) -> None:
-        if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(self.result, indent=2) + "\n")
 
 
 def measure(work: Work, tokenizer: Any, teacher: LoadedModel, *, sampler: str = "local") -> dict[str, Any]:
@@ -172,11 +174,15 @@ def measure(work: Work, tokenizer: Any, teacher: LoadedModel, *, sampler: str = 
         ours.step(make_prompts(work.shape, count=work.prompts, step=step), step)
     steps = [seconds["step"] for seconds in ours.phases.seconds[work.warm_up :]]
     ours.sampler.close()
-    return work.facts() | {
-        "seconds": ours.phases.spreads(skip=work.warm_up),
+    peaks = ours.phases.highest(skip=work.warm_up)
+    return {
+        "what": f"ours alone, `{work.preset}`",
+        "seconds": {"ours": spread(steps)},
+        "phases": {"ours": ours.phases.spreads(skip=work.warm_up)},
         "share_in_phases": spread(ours.phases.shares(PHASES, skip=work.warm_up)),
-        "tokens_per_second": spread([work.new_tokens / s for s in steps]),
-        "peak_mb": ours.phases.highest(skip=work.warm_up),
+        "tokens_per_second": {"ours": spread([work.new_tokens / s for s in steps])},
+        "peak_mb": {"ours": max(peaks.values())},
+        "peak_mb_of_phases": {"ours": peaks},
         "skipped_steps": ours.learner.skipped_steps,
     }
 
@@ -187,7 +193,6 @@ def header(given: argparse.Namespace, device: torch.device, with_trl: bool) -> d
     why = None if with_trl else "--trl off" if given.trl == "off" else NO_TRL
     return {
         "dry_run": device.type == "cpu",
-        "complete": False,
         "device": card(device),
         "machine": facts(*(("trl", "accelerate") if with_trl else ())),
         "commit": about["commit"],
@@ -203,8 +208,7 @@ def header(given: argparse.Namespace, device: torch.device, with_trl: bool) -> d
             "optimizer": "AdamW, fused",
         },
         "units": {"seconds": "s, wall clock, device idle at both ends", "peak_mb": _memory(device)},
-        "parts": [],
-        "trl": {"run": with_trl, "why": why, "parts": []},
+        "trl": {"run": with_trl, "why": why},
     }
 
 
@@ -237,18 +241,18 @@ def _memory(device: torch.device) -> str:
 
 
 def _fine(row: dict[str, Any]) -> bool:
-    agreement = row.get("agreement") or {"agrees": True}
-    return "failed" not in row and bool(agreement["agrees"])
+    return "failed" not in row and bool(row.get("checked", True))
 
 
 def tell(row: dict[str, Any]) -> None:
-    name = f"{row['preset']:7} {row['length']:5} tokens × {row['prompts']} × {row['responses']}"
+    name = _named(row, row["work"]["preset"])
     if "failed" in row:
         print(f"{name}  FAILED: {row['failed']}", flush=True)
         return
-    times = "  ".join(f"{p} {row['seconds'][p]['median']:.4g}" for p in PHASES)
-    memory = "  ".join(f"{p} {row['peak_mb'][p]}" for p in PHASES[:-1])
-    step, speed = row["seconds"]["step"], row["tokens_per_second"]["median"]
+    phases, peaks = row["phases"]["ours"], row["peak_mb_of_phases"]["ours"]
+    times = "  ".join(f"{p} {phases[p]['median']:.4g}" for p in PHASES)
+    memory = "  ".join(f"{p} {peaks[p]}" for p in PHASES)
+    step, speed = row["seconds"]["ours"], row["tokens_per_second"]["ours"]["median"]
     print(
         f"{name}  s/step {step['median']:.4g} ({step['min']:.4g} to {step['max']:.4g}): {times}"
         f"  tokens/s {speed:.4g}  peak MB: {memory}",
@@ -257,18 +261,23 @@ def tell(row: dict[str, Any]) -> None:
 
 
 def tell_trl(row: dict[str, Any]) -> None:
-    name = f"TRL     {row['length']:5} tokens × {row['prompts']} × {row['responses']}"
+    name = _named(row, "TRL")
     if "failed" in row:
         print(f"{name}  FAILED: {row['failed']}", flush=True)
         return
-    seconds, ours, agreement = row["seconds_trl"], row["seconds_ours"]["step"]["median"], row["agreement"]
-    said = "not compared" if agreement is None else "agrees" if agreement["agrees"] else "DIFFERS"
+    seconds, theirs, peaks = row["seconds"], row["phases"]["theirs"], row["peak_mb"]
+    said = "not compared" if "checked" not in row else "agrees" if row["checked"] else "DIFFERS"
     print(
-        f"{name}  TRL / ours {row['ratio']['median']:.3g}, {row['order']}: s/step {seconds['step']['median']:.4g} / {ours:.4g}"
-        f" (TRL: generate {seconds['generate']['median']:.4g}  learn {seconds['learn']['median']:.4g})"
-        f"  peak MB {max(row['peak_mb_trl'].values())} / {max(row['peak_mb_ours'].values())}  loss on TRL's tokens: {said}",
+        f"{name}  TRL / ours {row['ratio']['median']:.3g}, {row['order']}: s/step {seconds['theirs']['median']:.4g} / "
+        f"{seconds['ours']['median']:.4g} (TRL: generate {theirs['generate']['median']:.4g}  learn "
+        f"{theirs['learn']['median']:.4g})  peak MB {peaks['theirs']} / {peaks['ours']}  loss on TRL's tokens: {said}",
         flush=True,
     )
+
+
+def _named(row: dict[str, Any], side: str) -> str:
+    work = row["work"]
+    return f"{side:7} {work['length']:5} tokens × {work['prompts']} × {work['responses']}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ sync      the sampler gets the new weights; the local one shares the learner's m
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +39,7 @@ from opdkit.train.collate import collate
 from opdkit.train.learner import Learner, Part, Update
 from opdkit.train.record import metrics_row, peak_mb
 from opdkit.types import Needs, Prompt, Rollout
+from record import spread
 
 PHASES = ("sample", "score", "update", "sync")
 OPTIM = OptimConfig(lr=1e-6, weight_decay=0.0)
@@ -152,11 +152,6 @@ def forget_peak(device: torch.device) -> None:
     """On a CPU there is no such thing without root's files: there the peak is the process's, from its start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def _vllm(student: LoadedModel, work: Work) -> Sampler:

@@ -25,12 +25,13 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from gpu_step import COMPUTE, OPTIM, SEED, Ours, Phases, Work, forget_peak, held_mb, now, spread
+from gpu_step import COMPUTE, OPTIM, SEED, Ours, Phases, Work, forget_peak, held_mb, now
 from gpu_workload import STUDENT, make_model, make_prompts, open_student
 from opdkit.models.load import LoadedModel
 from opdkit.train.learner import Update
 from opdkit.train.record import peak_mb
 from opdkit.types import Prompt, Rollout
+from record import ratio, spread
 
 AGREES = 0.01  # relative, of loss and gradient norm: both sides round to bf16, each in its own places
 
@@ -139,40 +140,66 @@ def _in_turn(work: Work, tokenizer: Any, teacher: LoadedModel) -> dict[str, Any]
     ours = Ours(work, open_student(work.shape, tokenizer, work.device), teacher)
     theirs, turns = _train(work, tokenizer, teacher, ours)
     skip = work.warm_up
-    pairs = zip(theirs.phases.seconds[skip:], ours.phases.seconds[skip:], strict=True)
     held = held_mb(ours.learner.student.model, ours.learner.optimizer)
-    return _row(work, theirs, order="in turn, in one process") | {
-        "ratio": spread([t["step"] / o["step"] for t, o in pairs]),
-        "seconds_ours": ours.phases.spreads(skip=skip),
-        "peak_mb_ours": _without(ours.phases.highest(skip=skip), turns.held_by_trl, work),
-        "peak_mb_trl": _without(theirs.phases.highest(skip=skip), held, work),
-        "agreement": agreement(turns.logs[0], turns.our_first),
+    peaks = {
+        "theirs": _without(theirs.phases.highest(skip=skip), held, work),
+        "ours": _without(ours.phases.highest(skip=skip), turns.held_by_trl, work),
     }
+    phases = {"theirs": theirs.phases.spreads(skip=skip), "ours": ours.phases.spreads(skip=skip)}
+    steps = {side: [s["step"] for s in p.seconds[skip:]] for side, p in _sides(theirs, ours)}
+    return _row(work, steps, phases, peaks, order="in turn, in one process") | {
+        "ratio": ratio(steps["theirs"], steps["ours"]),
+        "arithmetic_of_trl": theirs.arithmetic,
+        **agreement(turns.logs[0], turns.our_first),
+    }
+
+
+def _sides(theirs: Theirs, ours: Ours) -> list[tuple[str, Phases]]:
+    return [("theirs", theirs.phases), ("ours", ours.phases)]
 
 
 def _one_after_the_other(
     work: Work, tokenizer: Any, teacher: LoadedModel, alone: dict[str, Any]
 ) -> dict[str, Any]:
     theirs, _ = _train(work, tokenizer, teacher, None)
-    row = _row(work, theirs, order="one after the other: both together do not fit in memory")
-    ours, trl = alone["seconds"]["step"]["median"], row["seconds_trl"]["step"]["median"]
+    skip = work.warm_up
+    steps = [s["step"] for s in theirs.phases.seconds[skip:]]
+    phases = {"theirs": theirs.phases.spreads(skip=skip)} | alone["phases"]
+    peaks = {"theirs": theirs.phases.highest(skip=skip)} | alone["peak_mb_of_phases"]
+    row = _row(
+        work,
+        {"theirs": steps},
+        phases,
+        peaks,
+        order="one after the other: both together do not fit in memory",
+    )
+    medians = [row["seconds"]["theirs"]["median"]], [alone["seconds"]["ours"]["median"]]
     return row | {
-        "ratio": {"median": float(f"{trl / ours:.4g}")},  # of medians: there are no pairs
-        "seconds_ours": alone["seconds"],
-        "peak_mb_ours": alone["peak_mb"],
-        "peak_mb_trl": theirs.phases.highest(skip=work.warm_up),
-        "agreement": None,
+        "ratio": ratio(*medians),  # of medians: there are no pairs
+        "seconds": row["seconds"] | alone["seconds"],
+        "tokens_per_second": row["tokens_per_second"] | alone["tokens_per_second"],
+        "arithmetic_of_trl": theirs.arithmetic,
+        "not_compared": "TRL ran alone",
     }
 
 
-def _row(work: Work, theirs: Theirs, *, order: str) -> dict[str, Any]:
-    seconds = theirs.phases.spreads(skip=work.warm_up)
-    steps = [s["step"] for s in theirs.phases.seconds[work.warm_up :]]
-    return work.facts() | {
+def _row(
+    work: Work,
+    steps: dict[str, list[float]],
+    phases: dict[str, Any],
+    peaks: dict[str, dict[str, int]],
+    *,
+    order: str,
+) -> dict[str, Any]:
+    speeds = {side: spread([work.new_tokens / s for s in values]) for side, values in steps.items()}
+    return {
+        "what": "DistillationTrainer / ours `full`",
         "order": order,
-        "seconds_trl": seconds,
-        "tokens_per_second_trl": spread([work.new_tokens / s for s in steps]),
-        "arithmetic_trl": theirs.arithmetic,
+        "seconds": {side: spread(values) for side, values in steps.items()},
+        "phases": phases,
+        "tokens_per_second": speeds,
+        "peak_mb": {side: max(found.values()) for side, found in peaks.items()},
+        "peak_mb_of_phases": peaks,
     }
 
 
@@ -185,15 +212,16 @@ def agreement(trl: dict[str, float], ours: Update | None) -> dict[str, Any]:
     """Our loss and gradient norm on TRL's first tokens against TRL's own."""
     assert ours is not None
     loss = ours.tally.means()["loss"]
-    relative = [abs(loss / trl["loss"] - 1), abs(ours.grad_norm / trl["grad_norm"] - 1)]
-    return {
-        "loss_trl": trl["loss"],
+    relative = {"loss": abs(loss / trl["loss"] - 1), "gradient": abs(ours.grad_norm / trl["grad_norm"] - 1)}
+    found = {
+        "loss_theirs": trl["loss"],
         "loss_ours": loss,
-        "grad_norm_trl": trl["grad_norm"],
-        "grad_norm_ours": ours.grad_norm,
-        "relative": float(f"{max(relative):.2g}"),
-        "agrees": max(relative) <= AGREES,
+        "loss_difference": abs(loss - trl["loss"]),
+        "gradient_norm_theirs": trl["grad_norm"],
+        "gradient_norm_ours": ours.grad_norm,
+        "gradient_norm_relative": relative["gradient"],
     }
+    return {"agreement": found, "checked": max(relative.values()) <= AGREES}
 
 
 def _train(work: Work, tokenizer: Any, teacher: LoadedModel, ours: Ours | None) -> tuple[Theirs, Turns]:

@@ -80,8 +80,8 @@ class Stage:
         q = (self.teacher_hidden @ self.teacher_head.weight.T).log_softmax(-1)
         return (p.exp() * (p - q)).sum(-1).mean()
 
-    def ours(self, preset: str, *, measured: int, given_ids: bool = False) -> Tensor:
-        """The learner's forward from packed hidden states on."""
+    def ours(self, preset: str, *, measured: int, given_ids: bool = False, columns: bool = True) -> Tensor:
+        """The learner's forward from packed hidden states on; without `columns` always through whole rows."""
         objective = Objective(ObjectiveConfig(preset=preset))
         positions = len(self.hidden)
         student = Student(_loaded(self.head))
@@ -94,7 +94,9 @@ class Stage:
             measured=torch.arange(positions) % max(positions // max(measured, 1), 1)
             == (0 if measured else -1),
             index=torch.arange(positions),
-            support=of_ids(self.ids, source="sampler") if given_ids or objective.columns_only else None,
+            support=of_ids(self.ids, source="sampler")
+            if given_ids or (objective.columns_only and columns)
+            else None,
             scores={"teacher": Scores(fingerprint="", hidden=self.teacher_hidden)},
         )
         loss, _ = student(micro, objective, {"teacher": self.teacher_head})
@@ -161,7 +163,7 @@ def _plain_eq5(stage: Stage) -> Tensor:
 
 
 def in_own_process(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, Path(__file__).resolve(), *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from record import RESULTS
 
 
 def one_core() -> int:

@@ -2,11 +2,12 @@
 
     python benchmarks/peers.py --venv .venv-peers [arguments of against_trl.py]
     python benchmarks/peers.py --venv .venv-peers --tests [arguments of pytest]
+    python benchmarks/peers.py --venv .venv-peers --bench [arguments of bench.py]
     python benchmarks/peers.py --venv .venv-peers --gpu [arguments of gpu.py]
 
 Needs nothing but Python. Without an option it is benchmarks/against_trl.py: exit code 1 when our loss on TRL's tokens is
-not TRL's loss. With `--tests` it is tests/peers: opdkit attached to the real TRL, and its
-losses against TRL's and liger's. With `--gpu` it is benchmarks/gpu.py.
+not TRL's loss. With `--tests` it is tests/peers: opdkit attached to the real TRL, and its losses against TRL's and liger's.
+With `--bench` it is benchmarks/bench.py (make bench, make bench-check), with `--gpu` benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",  # deprecations of TRL's own calls
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
 
@@ -36,11 +39,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--venv", type=Path, required=True)
-    parser.add_argument("--tests", action="store_true", help="run tests/peers instead of against_trl.py")
-    parser.add_argument("--gpu", action="store_true", help="run gpu.py instead of against_trl.py")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--tests", action="store_true", help="run tests/peers instead of against_trl.py")
+    which.add_argument("--bench", action="store_true", help="run bench.py instead of against_trl.py")
+    which.add_argument("--gpu", action="store_true", help="run gpu.py instead of against_trl.py")
     given, rest = parser.parse_known_args()
     python = install(given.venv)
-    script = HERE / ("gpu.py" if given.gpu else "against_trl.py")
+    script = HERE / ("gpu.py" if given.gpu else "bench.py" if given.bench else "against_trl.py")
     what = ["-m", "pytest", HERE.parent / "tests" / "peers"] if given.tests else [script]
     return subprocess.run([python, *what, *rest], env={**os.environ, **ENVIRONMENT}).returncode
 
