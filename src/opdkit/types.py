@@ -196,10 +196,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """Prompts that are read once for several rows of response tokens: see `models/rows.py`."""
+
+    input_ids: Int[Tensor, "P L"]  # right-padded
+    lengths: Int[Tensor, " P"]
+    of: Int[Tensor, " B"]  # which prompt each row continues
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Some rows of a batch, laid out for one forward: padded ids for the body, packed positions for the head.
 
-    `gather` points into the flattened [B·L] hidden states: entry n is the state that predicts sampled token n.
+    `gather` points into the flattened hidden states: entry n is the state that predicts sampled token n.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -211,6 +220,7 @@ class MicroBatch:
     sampler_logp: Float[Tensor, " N"] | None = None
     support: Support | None = None
     teacher: Scores | None = None  # packed over N; `hidden` or log-probs at ids
+    prefix: Prefix | None = None  # where rows hold response tokens only
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure, measure_alone
 from opdkit.models.head import Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
+from opdkit.models.rows import can_share, packed_states
 from opdkit.models.teacher import teacher_dist
 from opdkit.objectives import Likelihood, Objective
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
@@ -81,6 +83,7 @@ class Student(nn.Module):
         self.k, self.ks = min(k, self.head.rows), tuple(x for x in ks if x <= self.head.rows)
         _silence_dropout(self.model)
         self.model.requires_grad_(True)
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()
@@ -96,11 +99,17 @@ class Student(nn.Module):
             return self._columns(hidden, micro, objective, teacher_head, notes), notes
         return self._rows(hidden, micro, objective, teacher_head, notes), notes
 
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt may be read once for its responses; bodies drop their cache where layers are recomputed."""
+        if self.gradient_checkpointing:
+            return False
+        return can_share(self.loaded.body, vocabulary=self.head.rows, device=self.loaded.device)
+
     def _packed_hidden(self, micro: MicroBatch) -> Tensor:
-        """[N, D]: the states that predict the response tokens. Rows are right-padded; causal attention never sees padding."""
+        """[N, D]: the states that predict the response tokens."""
         with self._autocast(micro.input_ids.device):
-            states = self.model.base_model(input_ids=micro.input_ids, use_cache=False).last_hidden_state
-        packed = states.flatten(0, 1).index_select(0, micro.gather)
+            packed = packed_states(self.model.base_model, micro)
         return packed if self.compute is None else packed.to(self.compute)
 
     def _rows(

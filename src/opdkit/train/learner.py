@@ -103,10 +103,15 @@ class Learner:
         """Gradients of Σ loss / count into the parameters; returns that loss over all ranks, and this rank's notes."""
         budget = self.cfg.batch_tokens
         device = next(self.student.parameters()).device
-        mine = len(row_groups(batch.rollouts, budget=budget, device=device))
+        # FSDP2 gathers a layer's weights around each of its forwards: one forward per micro-batch there
+        repeated = len({r.prompt.ids for r in batch.rollouts}) < len(batch.rollouts)
+        share = repeated and self.world.size == 1 and self.student.shares_prompts
+        mine = len(row_groups(batch.rollouts, budget=budget, device=device, share=share))
         everyone = int(self.world.max(torch.tensor([float(mine)])).item())
         total, notes = torch.zeros((), dtype=torch.float64, device=device), Notes()
-        for micro in micro_batches(batch, signal, budget=budget, device=device, at_least=everyone):
+        for micro in micro_batches(
+            batch, signal, budget=budget, device=device, at_least=everyone, share=share
+        ):
             loss, seen = self.module(micro, objective, teacher_head)
             (loss / count).backward()
             total += loss.detach().to(torch.float64)
