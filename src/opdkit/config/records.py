@@ -49,6 +49,9 @@ class LearnerConfig(Record):
     """Arithmetic of the student's forward and backward; masters keep student.dtype."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward: less memory, about a third more time."""
+    shard: Literal["auto", "always", "never"] = "auto"
+    """Under torchrun: spread weights, gradients and optimizer over the ranks (FSDP2), or keep them whole on each, which needs
+    the memory and saves the traffic; `auto` shards on GPUs."""
     skip_limit: int = Field(default=3, ge=1)
     """This many non-finite steps in a row stop the run."""
 

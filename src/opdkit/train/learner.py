@@ -55,13 +55,14 @@ class Learner:
         self.version = 0
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
-        self.module = world.shard(student, _layers(student))
+        self.sharded = sharded(learner, world)
+        self.module = world.shard(student, _layers(student)) if self.sharded else student
         self.optimizer = torch.optim.AdamW(
             _decayed(student, optim.weight_decay),
             lr=optim.lr,
             betas=optim.betas,
             eps=optim.eps,
-            fused=world.size == 1,
+            fused=not self.sharded,
         )
 
     # --- one step ---------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class Learner:
         device = next(self.student.parameters()).device
         # FSDP2 gathers a layer's weights around each of its forwards: one forward per micro-batch there
         repeated = len({r.prompt.ids for r in batch.rollouts}) < len(batch.rollouts)
-        share = repeated and self.world.size == 1 and self.student.shares_prompts
+        share = repeated and not self.sharded and self.student.shares_prompts
         mine = len(row_groups(batch.rollouts, budget=budget, device=device, share=share))
         everyone = int(self.world.max(torch.tensor([float(mine)])).item())
         total, notes = torch.zeros((), dtype=torch.float64, device=device), Notes()
@@ -116,6 +117,8 @@ class Learner:
             (loss / count).backward()
             total += loss.detach().to(torch.float64)
             notes.extend(seen)
+        if not self.sharded:
+            self.world.sum_gradients(p for p in self.student.parameters() if p.requires_grad)
         return float(self.world.sum(total).item()) / count, notes
 
     def _clip(self) -> float:
@@ -207,6 +210,13 @@ class Learner:
         self.version = int(state["version"])
         self.skipped_steps = int(state["skipped_steps"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def sharded(learner: LearnerConfig, world: World) -> bool:
+    """Whether the ranks share one copy of the weights. On a CPU FSDP2's traffic costs more than it saves: whole copies."""
+    if learner.shard == "auto":
+        return world.size > 1 and world.device.type != "cpu"
+    return world.size > 1 and learner.shard == "always"
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
