@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure, measure_alone
-from opdkit.models.head import Head, columns_loss, fused_loss
+from opdkit.models.head import Ahead, Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
 from opdkit.models.rows import can_share, packed_states
 from opdkit.models.teacher import teacher_dist
@@ -117,20 +117,26 @@ class Student(nn.Module):
     ) -> Tensor:
         """Full rows, a chunk at a time: any support, any divergence; diagnostics from the chunk that is there anyway."""
         assert micro.teacher is not None
-        scores = micro.teacher
+        scores, ahead = micro.teacher, None
+        if scores.hidden is not None:
+            assert teacher_head is not None, "hidden states need the head they belong to"
+            ahead = Ahead(scores.hidden, teacher_head, chunk_rows=self.head.chunk_rows(self.chunk_rows))
+        waiting = _Waiting()
 
         def loss(logits: Tensor, part: slice) -> Tensor:
             sampled_ids = micro.sampled_ids[part]
             student = RowDist(logits, sampled_ids=sampled_ids)
-            teacher = teacher_dist(scores, teacher_head, part=part, sampled_ids=sampled_ids)
+            teacher = teacher_dist(scores, teacher_head, part=part, sampled_ids=sampled_ids, ahead=ahead)
             support = objective.support(
                 student, teacher, sampled_ids=sampled_ids, given=_cut(micro.support, part)
             )
             loss = _weighted(objective.local(student, teacher, support), micro.weight[part])
-            self._note(notes, micro, part, student, teacher, support)
+            self._note(notes, micro, part, student, teacher, support, waiting)
             return loss
 
-        return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
+        total = fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
+        self._measure_waiting(notes, micro, waiting)
+        return total
 
     def _alone(self, hidden: Tensor, micro: MicroBatch, objective: Likelihood, notes: Notes) -> Tensor:
         """Without a teacher: the likelihood of the tokens taken, and what can be said of the student alone."""
@@ -173,13 +179,17 @@ class Student(nn.Module):
         student: RowDist,
         teacher: Dist,
         support: Support,
+        waiting: _Waiting,
     ) -> None:
         """Sampled log-probs everywhere (they are by-products), the full set of diagnostics where `measured` says."""
         notes.student_logp.append(student.sampled.detach())
         notes.teacher_logp.append(teacher.sampled.detach())
         notes.sampled_index.append(micro.index[part])
-        here = micro.measured[part].nonzero()[:, 0]
-        self._measure_pieces(notes, micro, here, here + part.start, student, teacher, support.keep)
+        rows = micro.measured[part].nonzero()[:, 0]
+        if len(rows):
+            waiting.add(rows, rows + part.start, student, teacher, support.keep)
+            if waiting.count >= self._measured_rows(rows.device):
+                self._measure_waiting(notes, micro, waiting)
 
     @torch.no_grad()
     def _note_alone(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist) -> None:
@@ -194,7 +204,9 @@ class Student(nn.Module):
         self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes
     ) -> None:
         assert micro.teacher is not None
-        for here in micro.measured.nonzero()[:, 0].split(self.head.chunk_rows(self.chunk_rows)):
+        # few positions beside a loss that builds no logits: small chunks, or they would be the step's peak
+        size = self.head.chunk_rows(self.chunk_rows, least=16)
+        for here in micro.measured.nonzero()[:, 0].split(size):
             sampled_ids = micro.sampled_ids[here]
             student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
             teacher = teacher_dist(micro.teacher, teacher_head, part=here, sampled_ids=sampled_ids)
@@ -203,6 +215,27 @@ class Student(nn.Module):
             notes.sampled_index.append(micro.index[here])
             rows = torch.arange(len(here), device=here.device)
             self._measure_pieces(notes, micro, rows, here, student, teacher)
+
+    @torch.no_grad()
+    def _measure_waiting(self, notes: Notes, micro: MicroBatch, waiting: _Waiting) -> None:
+        """Measure what the pieces of chunks have put aside."""
+        if waiting.count:
+            here, student, teacher_logits, keep = waiting.taken()
+            sampled_ids = micro.sampled_ids[here]
+            assert micro.teacher is not None
+            teacher = (
+                teacher_dist(micro.teacher, None, part=here, sampled_ids=sampled_ids)
+                if teacher_logits is None
+                else RowDist(teacher_logits, sampled_ids=sampled_ids)
+            )
+            rows = torch.arange(len(here), device=here.device)
+            self._measure_pieces(
+                notes, micro, rows, here, RowDist(student, sampled_ids=sampled_ids), teacher, keep
+            )
+
+    def _measured_rows(self, device: torch.device) -> int:
+        """Positions that are measured together."""
+        return max(1, MEASURED_BYTES.get(device.type, MEASURED_BYTES["cuda"]) // (4 * self.head.rows))
 
     def _measure_pieces(
         self,
@@ -218,8 +251,7 @@ class Student(nn.Module):
 
         Diagnostics make some twenty tensors of a piece's size.
         """
-        budget = MEASURED_BYTES.get(here.device.type, MEASURED_BYTES["cuda"])
-        size = max(1, budget // (4 * self.head.rows))
+        size = self._measured_rows(here.device)
         for some, at in zip(rows.split(size), here.split(size), strict=True):
             if len(at):
                 kept = None if keep is None else keep[some]
@@ -251,6 +283,38 @@ class Student(nn.Module):
         if self.compute is None or self.compute == next(self.model.parameters()).dtype:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute)
+
+
+@dataclass
+class _Waiting:
+    """Rows put aside to be measured together: a piece of a chunk has few of them, and measuring is many operators."""
+
+    here: list[Tensor] = field(default_factory=list)
+    student: list[Tensor] = field(default_factory=list)
+    teacher: list[Tensor] = field(default_factory=list)
+    keep: list[Tensor] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.here))
+
+    def add(self, rows: Tensor, here: Tensor, student: RowDist, teacher: Dist, keep: Tensor | None) -> None:
+        self.here.append(here)
+        self.student.append(student.logits.detach()[rows])
+        if isinstance(teacher, RowDist):
+            self.teacher.append(teacher.logits[rows])
+        if keep is not None:
+            self.keep.append(keep[rows])
+
+    def taken(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """(positions, student logits, teacher logits or None, kept slots or None); nothing waits any more."""
+        here, student, teacher, keep = (
+            torch.cat(parts) if parts else None
+            for parts in (self.here, self.student, self.teacher, self.keep)
+        )
+        assert here is not None and student is not None
+        self.here, self.student, self.teacher, self.keep = [], [], [], []
+        return here, student, teacher, keep
 
 
 def _support_size(keep: Tensor | None) -> Measures:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opdkit.models.batching import forwards
-from opdkit.models.head import Head, read
+from opdkit.models.head import Ahead, Head, read
 from opdkit.models.load import LoadedModel, describe
 from opdkit.models.rows import can_share, lay_out, packed_states
 from opdkit.support import Dist, RowDist, StoredDist
@@ -145,8 +145,15 @@ def frozen_copy(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> Loa
     return describe(model.requires_grad_(False).eval(), loaded.tokenizer, name=name, rows=loaded.head.rows)
 
 
-def teacher_dist(scores: Scores, head: Head | None, *, part: Any, sampled_ids: Tensor) -> Dist:
-    """The teacher at some packed positions: rows from lent hidden states, or the log-probs that were sent."""
+def teacher_dist(
+    scores: Scores, head: Head | None, *, part: Any, sampled_ids: Tensor, ahead: Ahead | None = None
+) -> Dist:
+    """The teacher at some packed positions: rows from lent hidden states, or the log-probs that were sent.
+
+    `ahead` has the rows at slices that come in order.
+    """
+    if ahead is not None:
+        return RowDist(ahead.logits(part), sampled_ids=sampled_ids)
     if scores.hidden is not None:
         assert head is not None, "hidden states need the head they belong to"
         return RowDist(head.logits(scores.hidden[part]), sampled_ids=sampled_ids)
