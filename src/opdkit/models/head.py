@@ -237,6 +237,8 @@ def _in_pieces(
 ) -> tuple[Tensor, Tensor]:
     """`_value_and_grad` of a chunk, piece by piece: the gradient takes the place of the logits."""
     rows = head.piece_rows() or len(raw)
+    if len(raw) <= rows:
+        return _value_and_grad(raw, head, loss, part, wants_grad=wants_grad)
     total = raw.new_zeros((), dtype=_wide(raw.dtype))
     for here in chunks(len(raw), rows):
         at = slice(part.start + here.start, part.start + here.stop)
