@@ -1,6 +1,6 @@
 """What one rank does in tests/test_ranks.py; started by torchrun. Writes losses and gradients as JSON + safetensors.
 
-torchrun --nproc-per-node 2 tests/ranks.py OUT tied|untied WHAT…, a preset of the objective, or sft, or grpo.
+torchrun --nproc-per-node 2 tests/ranks.py OUT tied|untied always|never WHAT…, a preset of the objective, or sft, or grpo.
 """
 
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -79,7 +80,7 @@ def torchrun(*what: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def learn(
-    world: World, *, tie: bool, what: str, steps: int = 3
+    world: World, *, tie: bool, what: str, shard: Any = "auto", steps: int = 3
 ) -> tuple[list[float], list[float], dict, dict]:
     """`steps` updates on this rank's share; losses, gradient norms, final weights, gradients of a first backward."""
     student = tiny_loaded("llama", seed=1, tie=tie, dtype=torch.float64)
@@ -90,7 +91,7 @@ def learn(
     learner = Learner(
         Student(student, k=4),
         optim=OptimConfig(lr=1e-2, clip=0.5),
-        learner=LearnerConfig(batch_tokens=40),
+        learner=LearnerConfig(batch_tokens=40, shard=shard),
         steps=steps,
         world=world,
         max_tokens=16,
@@ -122,10 +123,10 @@ def learn(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    out, tie = Path(sys.argv[1]), sys.argv[2] == "tied"
+    out, tie, shard = Path(sys.argv[1]), sys.argv[2] == "tied", sys.argv[3]
     world = World(torch.device("cpu"))
-    for what in sys.argv[3:]:
-        losses, norms, weights, gradients = learn(world, tie=tie, what=what)
+    for what in sys.argv[4:]:
+        losses, norms, weights, gradients = learn(world, tie=tie, what=what, shard=shard)
         if world.main:
             place = out / what
             place.mkdir()

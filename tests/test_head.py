@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from opdkit.config import ObjectiveConfig
-from opdkit.models.head import Head, columns_loss, fused_loss, read
+from opdkit.models.head import CHUNK_ROWS, PIECE_BYTES, Ahead, Head, columns_loss, fused_loss, read
 from opdkit.models.load import describe
 from opdkit.objectives import Objective
 from opdkit.support import ColumnDist, RowDist, choose
@@ -413,11 +413,42 @@ def test_no_tensor_of_positions_times_vocabulary_exists():
     assert reading.largest <= max(chunk * vocabulary, vocabulary * width)
 
 
-def test_a_chunk_is_sized_by_its_bytes_unless_its_rows_are_given():
-    head = Head(output=nn.Linear(2, 1 << 16, bias=False), rows=1 << 16)
-    assert head.chunk_rows() * 4 * head.rows == 32 << 20
-    assert head.chunk_rows(7) == 7
-    assert Head(output=nn.Linear(1, 1 << 20, bias=False), rows=1 << 20).chunk_rows() == 16
+def test_a_chunk_is_sized_by_its_bytes_and_its_products_unless_its_rows_are_given():
+    small, large = (Head(output=nn.Linear(1, rows, bias=False), rows=rows) for rows in (1 << 14, 1 << 20))
+    assert small.chunk_rows() * 4 * small.rows == 32 << 20
+    assert small.chunk_rows(7) == 7
+    assert large.chunk_rows() == CHUNK_ROWS["cpu"] and large.chunk_rows(least=16) == 16
+
+
+@pytest.mark.parametrize("positions", [0, 1, 11, 24])
+def test_pieces_of_a_chunk_change_nothing(monkeypatch, positions):
+    """Value, gradients and what is read, with pieces of 3 positions in chunks of 8 (the last piece has 2)."""
+    head, hidden = Head(output=nn.Linear(5, 7).double(), rows=6), torch.randn(positions, 5).double()
+    hidden.requires_grad_()
+    theirs = Ahead(
+        torch.randn(positions, 4).double(), Head(output=nn.Linear(4, 6).double(), rows=6), chunk_rows=8
+    )
+    seen = []
+
+    def loss(logits, part):
+        seen.append(len(logits))
+        return (logits.softmax(-1) * theirs.logits(part)).sum()
+
+    def both():
+        value = fused_loss(hidden, head, loss, chunk_rows=8)
+        gradients = torch.autograd.grad(value, [hidden, head.weight, head.bias])
+        return [value, *gradients, read(hidden, head, needs=Needs(entropy=True), chunk_rows=8).entropy]
+
+    with torch.inference_mode():
+        logits = theirs.head.logits(theirs.hidden)
+    whole = both()
+    monkeypatch.setitem(PIECE_BYTES, "cpu", 4 * 6 * 3)
+    seen.clear()
+    for ours, wanted in zip(both(), whole, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
+    assert seen == {0: [], 1: [1], 11: [3, 3, 2, 3], 24: [3, 3, 2] * 3}[positions]
+    for part in (slice(0, min(3, positions)), slice(positions // 2, positions)):
+        torch.testing.assert_close(theirs.logits(part), logits[part], rtol=1e-12, atol=1e-12)
 
 
 # --- architectures ------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from models import tiny_loaded
 from opdkit.config import LearnerConfig, ObjectiveConfig, OptimConfig
-from opdkit.models.student import Student
+from opdkit.models.head import PIECE_BYTES
+from opdkit.models.student import MEASURED_BYTES, Student
 from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Objective
 from opdkit.run.world import World
-from opdkit.train.collate import collate, micro_batches
+from opdkit.train.collate import collate, micro_batches, row_groups
 from opdkit.train.learner import Learner, Part, learning_rate
 from opdkit.types import Batch, Needs, RunError, Signal
 from ranks import rollouts
@@ -134,7 +135,8 @@ def test_gradient_checkpointing_gives_the_same_gradient() -> None:
     layer = learner.student.model.base_model.layers[0]
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     assert relative_error(gradients(learner, batch, signal, objective, teacher), plain) <= 1e-12
-    assert len(calls) == 2, "the layer was not run again in the backward"
+    forwards = len(row_groups(batch.rollouts, budget=16384, device=torch.device("cpu")))
+    assert len(calls) == 2 * forwards, "the layer was not run again in the backward"
 
 
 def test_payloads_agree() -> None:
@@ -252,8 +254,39 @@ def test_micro_batches_cover_every_position_once() -> None:
     assert sorted(index.tolist()) == list(range(len(batch.row)))
     assert torch.equal(torch.cat([p.sampled_ids for p in parts]), batch.sampled_ids[index])
     for part in parts:
+        # the entry after each gathered one is the token it predicts; a response's last token is in no row
+        ends = [int(batch.depth[i]) == batch.rollouts[batch.row[i]].length - 1 for i in part.index]
+        last = torch.tensor(ends, dtype=torch.bool)
         following = part.input_ids.flatten()[(part.gather + 1).clamp(max=part.input_ids.numel() - 1)]
-        assert torch.equal(following, part.sampled_ids)
+        assert torch.equal(following[~last], part.sampled_ids[~last])
+
+
+@pytest.mark.parametrize("payload", ["hidden", "ids"])
+def test_pieces_of_a_chunk_measure_the_same(payload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions put aside by pieces of three and measured five at a time, against whole chunks."""
+    support = {} if payload == "hidden" else {"support": "teacher_top_k"}
+    batch, objective, teacher = make_batch(dtype=torch.float64, payload="hidden")
+    if support:
+        objective = Objective(ObjectiveConfig.model_validate({"preset": "paper", "k": 4, **support}))
+        sender = LocalTeacher(teacher.loaded, payload="ids")
+        scores = sender.score(batch.rollouts, needs=Needs(sampled=True, top_k=8, entropy=True))
+        batch = collate(batch.rollouts, {"teacher": scores}, measured_positions=40)
+    found = []
+    for size in (None, 4 * teacher.head.rows):
+        if size:
+            monkeypatch.setitem(PIECE_BYTES, "cpu", 3 * size)
+            monkeypatch.setitem(MEASURED_BYTES, "cpu", 5 * size)
+        heads = {"teacher": teacher.head} if payload == "hidden" else {}
+        part = Part(batch, objective.prepare(batch), objective)
+        update = make_learner(chunk_rows=8 if size else 0).update(part, heads=heads, step=0)
+        found.append((update.tally.means(), update.extremes))
+    (whole, most), (pieces, most_of_pieces) = found
+    assert pieces == pytest.approx(whole, rel=1e-6, abs=1e-9) and "overlap_ratio" in whole
+    assert (
+        (most is None) is (most_of_pieces is None) is (payload == "ids")
+    )  # they need log-probs at the student's ids
+    if most is not None and most_of_pieces is not None:
+        assert most_of_pieces.named() == pytest.approx(most.named(), rel=1e-6, abs=1e-9)
 
 
 def test_whoever_reads_first_the_gradient_is_the_same() -> None:

@@ -1,4 +1,4 @@
-"""Two gloo ranks under torchrun with FSDP2 give the one-process losses, gradients and weights on the same rollouts."""
+"""Two gloo ranks, with FSDP2 and with whole copies, are one process: losses, gradients, weights on the same rollouts."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,16 @@ SCRIPT = Path(__file__).parent / "ranks.py"
 
 
 @pytest.mark.parametrize(
-    ("tie", "whats"), [("tied", ["paper", "sampled", "sft", "grpo", "lora-paper"]), ("untied", ["full"])]
+    ("shard", "tie", "whats"),
+    [
+        ("always", "tied", ["paper", "sampled", "sft", "grpo", "lora-paper"]),
+        ("always", "untied", ["full"]),
+        ("never", "tied", ["paper", "grpo", "lora-paper"]),
+    ],
 )
-def test_two_ranks_are_one_process(tmp_path: Path, tie: str, whats: list[str]) -> None:
+def test_two_ranks_are_one_process(tmp_path: Path, shard: str, tie: str, whats: list[str]) -> None:
     """Uneven token counts, uneven micro-batch counts; float64, ≤ 1e-10; with a teacher and without."""
-    torchrun(str(SCRIPT), str(tmp_path), tie, *whats)
+    torchrun(str(SCRIPT), str(tmp_path), tie, shard, *whats)
     for what in whats:
         told = json.loads((tmp_path / what / "losses.json").read_text())
         assert told["size"] == 2

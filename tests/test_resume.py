@@ -253,13 +253,14 @@ def opd_on_two_ranks(*argv: str, code: int = 0) -> str:
 
 
 def test_a_run_may_change_its_number_of_ranks(exact: Case, half: Path) -> None:
-    """1 → 2 ranks and 2 → 1: the same prompts in the same order, the same tokens, losses to rounding."""
+    """1 → 2 ranks and 2 → 1: the same prompts in the same order, the same tokens, losses to rounding. The first two hold
+    whole copies (`auto` on a CPU), the second two shards."""
     one_then_two, two_then_one = exact.folder / "one-two", exact.folder / "two-one"
     shutil.copytree(half, one_then_two)
     said = opd_on_two_ranks("train", "--resume", str(one_then_two), f"steps={STEPS}")
     assert said.count("going on after step 6") == 1, said
 
-    said = opd_on_two_ranks(*exact.arguments(two_then_one, steps=6))
+    said = opd_on_two_ranks(*exact.arguments(two_then_one, steps=6), "learner.shard=always")
     assert said.count("next: opd report") == 1, said  # one rank talks and writes
     assert [row["step"] for row in rows(two_then_one, "metrics.jsonl")] == list(range(1, 7))
     assert look(two_then_one)["checkpoints"] == ["step_3", "step_6"]

@@ -145,7 +145,7 @@ def test_payloads_say_the_same():
     ]
     loaded = tiny_loaded("qwen3", seed=2)
     hidden = LocalTeacher(loaded, temperature=0.8)
-    lent = dists(hidden, rollouts, hidden.score(rollouts, needs=EVERYTHING))
+    lent = dists(hidden, rollouts, hidden.score(rollouts, needs=Needs(full=True)))
     sent = LocalTeacher(loaded, temperature=0.8, payload="ids").score(rollouts, needs=EVERYTHING, ids=ids)
     for dist, scores, wanted in zip(lent, sent, ids, strict=True):
         assert scores.hidden is None

@@ -198,10 +198,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """Prompts that are read once for several rows of response tokens: see `models/rows.py`."""
+
+    input_ids: Int[Tensor, "P L"]  # right-padded
+    lengths: Int[Tensor, " P"]
+    of: Int[Tensor, " B"]  # which prompt each row continues
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Some rows of a batch, laid out for one forward: padded ids for the body, packed positions for the head.
 
-    `gather` points into the flattened [B·L] hidden states: entry n is the state that predicts sampled token n.
+    `gather` points into the flattened hidden states: entry n is the state that predicts sampled token n.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -214,6 +223,7 @@ class MicroBatch:
     sampler_logp: Float[Tensor, " N"] | None = None
     support: Support | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)  # by model name, each packed over N
+    prefix: Prefix | None = None  # where rows hold response tokens only
 
 
 @dataclass(frozen=True)

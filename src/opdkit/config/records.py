@@ -45,11 +45,14 @@ class LearnerConfig(Record):
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per micro-batch; the gradient does not depend on it."""
     chunk_rows: int = Field(default=0, ge=0)
-    """Positions per head chunk; 0 picks so that a chunk of logits stays near 32 MB on a CPU, 256 MB on a GPU."""
+    """Positions per head chunk; 0 picks 224 on a CPU, or as many as make 32 MB of logits; 256 MB on a GPU."""
     compute: Literal["float32", "bfloat16", "float64"] = "float32"
     """Arithmetic of the student's forward and backward; masters keep student.dtype."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward: less memory, about a third more time."""
+    shard: Literal["auto", "always", "never"] = "auto"
+    """Under torchrun: spread weights, gradients and optimizer over the ranks (FSDP2), or keep them whole on each, which needs
+    the memory and saves the traffic; `auto` shards on GPUs."""
     skip_limit: int = Field(default=3, ge=1)
     """This many non-finite steps in a row stop the run."""
 

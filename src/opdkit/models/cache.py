@@ -46,6 +46,29 @@ class Prefilled:
         return query_length, 0
 
 
+class Prefixed:
+    """Hands out a prompt's keys and values before those of its responses; nothing is kept. Gradient flows through both."""
+
+    is_compileable = False
+
+    def __init__(self, states: Sequence[tuple[Tensor, Tensor]], of: Tensor):
+        """`states` per layer [P, H, L, d]; `of` [B]: which prompt each row continues."""
+        self.states, self.of = states, of
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        before = [state.index_select(0, self.of) for state in self.states[layer]]
+        return torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.states[0][0].shape[2]
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.get_seq_length()
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+
 class KVCache:
     """Keys and values of all layers, [slots, H, C, d] each; the rows in use are the first `rows` ones.
 

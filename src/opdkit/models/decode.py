@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from opdkit.models.cache import KVCache, Prefilled
@@ -121,7 +121,7 @@ class Decoder:
         if self.loaded.model.config._attn_implementation != "eager":
             return seen
         dtype = self.compute or self.loaded.model.dtype  # eager attention adds its mask to the scores
-        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+        return added_to_scores(seen, dtype)
 
     def _seen(self, window: int | None) -> Tensor:
         """[R, 1, 1, C], True where a row's newest token looks: its own columns, the last `window` of them."""
@@ -136,6 +136,13 @@ class Decoder:
         if self.compute is None or self.compute == self.loaded.model.dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.loaded.device.type, dtype=self.compute)
+
+
+def added_to_scores(seen: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """0 where a token looks, the lowest number where it does not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure, measure_alone
 from opdkit.models.adapter import train_adapter_only
-from opdkit.models.head import Head, columns_loss, fused_loss
+from opdkit.models.head import Ahead, Head, columns_loss, fused_loss
 from opdkit.models.load import LoadedModel
+from opdkit.models.rows import can_share, packed_states
 from opdkit.models.teacher import teacher_dist
 from opdkit.objectives import Likelihood, Objective, guard, pushed
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
@@ -84,6 +86,7 @@ class Student(nn.Module):
         self.k, self.ks = min(k, self.head.rows), tuple(x for x in ks if x <= self.head.rows)
         _silence_dropout(self.model)
         train_adapter_only(self.model)
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()
@@ -103,11 +106,17 @@ class Student(nn.Module):
             return self._columns(hidden, micro, objective, heads or {}, notes), notes
         return self._rows(hidden, micro, objective, heads or {}, notes), notes
 
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt may be read once for its responses; bodies drop their cache where layers are recomputed."""
+        if self.gradient_checkpointing:
+            return False
+        return can_share(self.loaded.body, vocabulary=self.head.rows, device=self.loaded.device)
+
     def _packed_hidden(self, micro: MicroBatch) -> Tensor:
-        """[N, D]: the states that predict the response tokens. Rows are right-padded; causal attention never sees padding."""
+        """[N, D]: the states that predict the response tokens."""
         with self._autocast(micro.input_ids.device):
-            states = self.model.base_model(input_ids=micro.input_ids, use_cache=False).last_hidden_state
-        packed = states.flatten(0, 1).index_select(0, micro.gather)
+            packed = packed_states(self.model.base_model, micro)
         return packed if self.compute is None else packed.to(self.compute)
 
     def _rows(
@@ -119,12 +128,19 @@ class Student(nn.Module):
         notes: Notes,
     ) -> Tensor:
         """Full rows, a chunk at a time: any support, any divergence; diagnostics from the chunk that is there anyway."""
+        size = self.head.chunk_rows(self.chunk_rows)
+        ahead = {
+            name: Ahead(said.hidden, heads[name], chunk_rows=size)
+            for name, said in micro.scores.items()
+            if said.hidden is not None
+        }
+        waiting = _Waiting(objective)
 
         def loss(logits: Tensor, part: slice) -> Tensor:
             sampled_ids = micro.sampled_ids[part]
             student = RowDist(logits, sampled_ids=sampled_ids)
             models = {
-                name: teacher_dist(said, heads.get(name), part=part, sampled_ids=sampled_ids)
+                name: teacher_dist(said, None, part=part, sampled_ids=sampled_ids, ahead=ahead.get(name))
                 for name, said in micro.scores.items()
             }
             p = objective.seen(student)
@@ -134,10 +150,12 @@ class Student(nn.Module):
             loss = _weighted(objective.local(p, q, support, seen), micro.weight[part])
             if micro.advantage is not None:
                 loss = loss + pushed(p, micro.advantage[part]).sum()
-            self._note(notes, micro, part, student, models["teacher"], (objective, support))
+            self._note(notes, micro, part, student, models["teacher"], support, waiting)
             return loss
 
-        return fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
+        total = fused_loss(hidden, self.head, loss, chunk_rows=self.chunk_rows)
+        self._measure_waiting(notes, micro, waiting)
+        return total
 
     def _alone(self, hidden: Tensor, micro: MicroBatch, objective: Likelihood, notes: Notes) -> Tensor:
         """Without a teacher: the likelihood of the tokens taken, and what can be said of the student alone."""
@@ -185,14 +203,18 @@ class Student(nn.Module):
         part: slice,
         student: RowDist,
         teacher: Dist,
-        compared: Compared,
+        support: Support,
+        waiting: _Waiting,
     ) -> None:
         """Sampled log-probs everywhere (they are by-products), the full set of diagnostics where `measured` says."""
         notes.student_logp.append(student.sampled.detach())
         notes.teacher_logp.append(teacher.sampled.detach())
         notes.sampled_index.append(micro.index[part])
-        here = micro.measured[part].nonzero()[:, 0]
-        self._measure_pieces(notes, micro, here, here + part.start, student, teacher, compared)
+        rows = micro.measured[part].nonzero()[:, 0]
+        if len(rows):
+            waiting.add(rows, rows + part.start, student, teacher, support)
+            if waiting.count >= self._measured_rows(rows.device):
+                self._measure_waiting(notes, micro, waiting)
 
     @torch.no_grad()
     def _note_alone(self, notes: Notes, micro: MicroBatch, part: slice, student: RowDist) -> None:
@@ -206,7 +228,9 @@ class Student(nn.Module):
     def _note_sample(
         self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes
     ) -> None:
-        for here in micro.measured.nonzero()[:, 0].split(self.head.chunk_rows(self.chunk_rows)):
+        # few positions beside a loss that builds no logits: small chunks, or they would be the step's peak
+        size = self.head.chunk_rows(self.chunk_rows, least=16)
+        for here in micro.measured.nonzero()[:, 0].split(size):
             sampled_ids = micro.sampled_ids[here]
             student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
             teacher = teacher_dist(micro.scores["teacher"], teacher_head, part=here, sampled_ids=sampled_ids)
@@ -215,6 +239,32 @@ class Student(nn.Module):
             notes.sampled_index.append(micro.index[here])
             rows = torch.arange(len(here), device=here.device)
             self._measure_pieces(notes, micro, rows, here, student, teacher)
+
+    @torch.no_grad()
+    def _measure_waiting(self, notes: Notes, micro: MicroBatch, waiting: _Waiting) -> None:
+        """Measure what the pieces of chunks have put aside."""
+        if waiting.count:
+            here, student, teacher_logits, support = waiting.taken()
+            sampled_ids = micro.sampled_ids[here]
+            teacher = (
+                teacher_dist(micro.scores["teacher"], None, part=here, sampled_ids=sampled_ids)
+                if teacher_logits is None
+                else RowDist(teacher_logits, sampled_ids=sampled_ids)
+            )
+            rows = torch.arange(len(here), device=here.device)
+            self._measure_pieces(
+                notes,
+                micro,
+                rows,
+                here,
+                RowDist(student, sampled_ids=sampled_ids),
+                teacher,
+                (waiting.objective, support),
+            )
+
+    def _measured_rows(self, device: torch.device) -> int:
+        """Positions that are measured together."""
+        return max(1, MEASURED_BYTES.get(device.type, MEASURED_BYTES["cuda"]) // (4 * self.head.rows))
 
     def _measure_pieces(
         self,
@@ -230,8 +280,7 @@ class Student(nn.Module):
 
         Diagnostics make some twenty tensors of a piece's size.
         """
-        budget = MEASURED_BYTES.get(here.device.type, MEASURED_BYTES["cuda"])
-        size = max(1, budget // (4 * self.head.rows))
+        size = self._measured_rows(here.device)
         for some, at in zip(rows.split(size), here.split(size), strict=True):
             if len(at):
                 p, q = student.rows(some), _rows_of(teacher, some, micro, at)
@@ -266,8 +315,43 @@ class Student(nn.Module):
         return torch.autocast(device.type, dtype=self.compute)
 
 
+@dataclass
+class _Waiting:
+    """Rows put aside to be measured together: a piece of a chunk has few of them, and measuring is many operators."""
+
+    objective: Objective
+    here: list[Tensor] = field(default_factory=list)
+    student: list[Tensor] = field(default_factory=list)
+    teacher: list[Tensor] = field(default_factory=list)
+    ids: list[Tensor] = field(default_factory=list)
+    keep: list[Tensor] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.here))
+
+    def add(self, rows: Tensor, here: Tensor, student: RowDist, teacher: Dist, support: Support) -> None:
+        self.here.append(here)
+        self.student.append(student.logits.detach()[rows])
+        if isinstance(teacher, RowDist):
+            self.teacher.append(teacher.logits[rows])
+        if support.ids is not None and support.keep is not None:
+            self.ids.append(support.ids[rows])
+            self.keep.append(support.keep[rows])
+
+    def taken(self) -> tuple[Tensor, Tensor, Tensor | None, Support]:
+        """(positions, student logits, teacher logits or None, what was compared there); nothing waits any more."""
+        here, student, teacher, ids, keep = (
+            torch.cat(parts) if parts else None
+            for parts in (self.here, self.student, self.teacher, self.ids, self.keep)
+        )
+        assert here is not None and student is not None
+        self.here, self.student, self.teacher, self.ids, self.keep = [], [], [], [], []
+        return here, student, teacher, Support(ids=ids, keep=keep)
+
+
 def _guarded(compared: Compared, student: RowDist, teacher: Dist, some: Tensor) -> Measures:
-    """What the objective leaves out at `some` positions of its chunk."""
+    """What the objective leaves out at `some` of the positions compared."""
     objective, support = compared
     if support.ids is None or support.keep is None:
         return {}

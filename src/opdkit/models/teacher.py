@@ -7,17 +7,19 @@ can be computed, nothing of size V travels), or log-probs at ids, the way a scor
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from opdkit.models.adapter import merge
-from opdkit.models.batching import length_groups, slack_on
-from opdkit.models.head import Head, read
+from opdkit.models.batching import forwards
+from opdkit.models.head import Ahead, Head, read
 from opdkit.models.load import LoadedModel, describe
+from opdkit.models.rows import can_share, lay_out, packed_states
 from opdkit.support import Dist, RowDist, StoredDist
 from opdkit.types import Needs, Rollout, Scores
 
@@ -72,29 +74,37 @@ class LocalTeacher:
         if self.rounding_pending and rollouts:
             self.rounding_kl, self.rounding_pending = self.to_bfloat16(rollouts), False
         scores: list[Scores | None] = [None] * len(rollouts)
-        slack = slack_on(self.loaded.device.type)
-        for rows in length_groups([_length(r) for r in rollouts], budget=self.batch_tokens, slack=slack):
-            for i, hidden in zip(rows, self._hidden([rollouts[i] for i in rows]), strict=True):
-                scores[i] = self._pack(rollouts[i], hidden, needs, None if ids is None else ids[i])
+        for rows, hidden in self._forwards(rollouts):
+            parts = hidden.split([rollouts[i].length for i in rows])
+            for i, part in zip(rows, parts, strict=True):
+                scores[i] = self._pack(rollouts[i], part, needs, None if ids is None else ids[i])
         return [s for s in scores if s is not None]
 
-    def _hidden(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """[T, D] per rollout: the states that predict its response tokens.
+    def _forwards(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Which rollouts, and the states [N, D] that predict their response tokens, one rollout after another."""
+        prompts = [r.teacher_prompt_ids or r.prompt.ids for r in rollouts]
+        device, lengths = self.loaded.device, [r.length for r in rollouts]
+        share = len(set(prompts)) < len(prompts) and self._shares
+        for forward in forwards(
+            prompts, lengths, budget=self.batch_tokens, device_type=device.type, share=share
+        ):
+            responses = [rollouts[i].response_ids for i in forward.rows]
+            layout = lay_out(
+                [prompts[i] for i in forward.rows], responses, shared=forward.shared, device=device
+            )
+            with self.loaded.reading():
+                states = packed_states(self.loaded.body, layout)
+            yield forward.rows, states
 
-        Right padding needs no mask under causal attention.
-        """
-        device = self.loaded.device
-        prompts = [list(r.teacher_prompt_ids or r.prompt.ids) for r in rollouts]
-        lengths = [len(p) + r.length for p, r in zip(prompts, rollouts, strict=True)]
-        ids = torch.zeros(len(rollouts), max(lengths), dtype=torch.long)
-        for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
-            ids[row, : lengths[row]] = torch.tensor(prompt + list(rollout.response_ids))
-        with self.loaded.reading():
-            states = self.loaded.body(input_ids=ids.to(device), use_cache=False).last_hidden_state
-        return [
-            states[row, len(prompt) - 1 : length - 1].clone()
-            for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
-        ]
+    @cached_property
+    def _shares(self) -> bool:
+        loaded = self.loaded
+        with loaded.reading():
+            return can_share(loaded.body, vocabulary=loaded.head.rows, device=loaded.device)
+
+    def _hidden(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """[N, D]: all states of rollouts that are read one by one."""
+        return torch.cat([hidden for r in rollouts for _, hidden in self._forwards([r])])
 
     def _pack(self, rollout: Rollout, hidden: Tensor, needs: Needs, ids: Tensor | None) -> Scores:
         lent = hidden if self.payload == "hidden" else None
@@ -113,11 +123,11 @@ class LocalTeacher:
 
     def to_bfloat16(self, rollouts: Sequence[Rollout]) -> float:
         """Convert the weights; returns mean KL(float32 ‖ bfloat16) in nats over all response positions."""
-        exact = torch.cat([h for r in rollouts for h in self._hidden([r])]).float()
+        exact = self._hidden(rollouts).float()
         head = self.head
         exact_logp = [RowDist(head.logits(h)).full for h in exact.split(64)]
         self.loaded.model.to(torch.bfloat16)
-        rounded = torch.cat([h for r in rollouts for h in self._hidden([r])])
+        rounded = self._hidden(rollouts)
         errors = [
             (p.exp() * (p - RowDist(head.logits(h)).full)).sum(-1)
             for p, h in zip(exact_logp, rounded.split(64), strict=True)
@@ -138,8 +148,15 @@ def frozen_copy(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> Loa
     return describe(model.requires_grad_(False).eval(), loaded.tokenizer, name=name, rows=loaded.head.rows)
 
 
-def teacher_dist(scores: Scores, head: Head | None, *, part: Any, sampled_ids: Tensor) -> Dist:
-    """The teacher at some packed positions: rows from lent hidden states, or the log-probs that were sent."""
+def teacher_dist(
+    scores: Scores, head: Head | None, *, part: Any, sampled_ids: Tensor, ahead: Ahead | None = None
+) -> Dist:
+    """The teacher at some packed positions: rows from lent hidden states, or the log-probs that were sent.
+
+    `ahead` has the rows at slices that come in order.
+    """
+    if ahead is not None:
+        return RowDist(ahead.logits(part), sampled_ids=sampled_ids)
     if scores.hidden is not None:
         assert head is not None, "hidden states need the head they belong to"
         return RowDist(head.logits(scores.hidden[part]), sampled_ids=sampled_ids)
@@ -156,7 +173,3 @@ def teacher_dist(scores: Scores, head: Head | None, *, part: Any, sampled_ids: T
         topk_logp=cut(scores.topk_logp),
         entropy=cut(scores.entropy),
     )
-
-
-def _length(rollout: Rollout) -> int:
-    return len(rollout.teacher_prompt_ids or rollout.prompt.ids) + rollout.length

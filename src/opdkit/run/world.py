@@ -75,6 +75,25 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gradients of parameters that every rank holds whole become their sum over ranks, in one message per dtype.
+
+        A parameter without a gradient anywhere keeps none: the optimizer leaves it alone, as in one process.
+        """
+        if self.size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_dtype.setdefault(parameter.dtype, []).append(parameter)
+        for dtype, some in by_dtype.items():
+            present = torch.tensor([p.grad is not None for p in some], dtype=dtype, device=self.device)
+            flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in some]
+            message = torch.cat([*flat, present])
+            dist.all_reduce(message)
+            *sums, anywhere = message.split([*(p.numel() for p in some), len(some)])
+            for p, total, there in zip(some, sums, anywhere.tolist(), strict=True):
+                p.grad = total.view_as(p) if there else None
+
     def shard(self, module: nn.Module, layers: Iterable[nn.Module]) -> nn.Module:
         """FSDP2: each layer a unit, the rest (embedding, norm, head; tied or not) the root. One process is
         left as it is.

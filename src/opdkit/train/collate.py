@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdkit.models.batching import length_groups, slack_on
+from opdkit.models.batching import Forward, forwards
+from opdkit.models.rows import lay_out
 from opdkit.support.select import of_ids
 from opdkit.types import Batch, MicroBatch, Rollout, Scores, Signal, Support
 
@@ -73,27 +74,35 @@ def _early_support(ids: Sequence[Tensor] | None, source: str) -> Support | None:
 
 
 def micro_batches(
-    batch: Batch, signal: Signal, *, budget: int, device: torch.device, at_least: int = 0
+    batch: Batch,
+    signal: Signal,
+    *,
+    budget: int,
+    device: torch.device,
+    at_least: int = 0,
+    share: bool = False,
 ) -> Iterator[MicroBatch]:
     """The batch in forwards of at most `budget` padded tokens, rows of like length together, longest first.
 
     Longest first, so that a batch which does not fit in memory fails at once. `at_least` pads with empty ones: ranks must
-    run the same number of forwards.
+    run the same number of forwards. `share` reads a prompt once for several responses where that pays.
     """
     starts = _starts(batch)
-    groups = row_groups(batch.rollouts, budget=budget, device=device)
-    for rows in groups:
-        yield _micro(batch, signal, rows, starts, device)
+    groups = row_groups(batch.rollouts, budget=budget, device=device, share=share)
+    for forward in groups:
+        yield _micro(batch, signal, forward, starts, device)
     for _ in range(at_least - len(groups)):
-        yield _micro(batch, signal, [], starts, device)
+        yield _micro(batch, signal, Forward(()), starts, device)
 
 
-def row_groups(rollouts: Sequence[Rollout], *, budget: int, device: torch.device) -> list[list[int]]:
+def row_groups(
+    rollouts: Sequence[Rollout], *, budget: int, device: torch.device, share: bool = False
+) -> list[Forward]:
     """Rollouts per forward; one without a response trains nothing and is left out."""
     answered = [i for i, r in enumerate(rollouts) if r.length]
-    lengths = [len(rollouts[i].prompt.ids) + rollouts[i].length for i in answered]
-    groups = length_groups(lengths, budget=budget, slack=slack_on(device.type))
-    return [[answered[j] for j in group] for group in groups]
+    prompts, lengths = [rollouts[i].prompt.ids for i in answered], [rollouts[i].length for i in answered]
+    groups = forwards(prompts, lengths, budget=budget, device_type=device.type, share=share)
+    return [Forward(tuple(answered[j] for j in group.rows), group.shared) for group in groups]
 
 
 def _starts(batch: Batch) -> list[int]:
@@ -105,22 +114,23 @@ def _starts(batch: Batch) -> list[int]:
 
 
 def _micro(
-    batch: Batch, signal: Signal, rows: Sequence[int], starts: Sequence[int], device: torch.device
+    batch: Batch, signal: Signal, forward: Forward, starts: Sequence[int], device: torch.device
 ) -> MicroBatch:
+    rows = forward.rows
     rollouts = [batch.rollouts[i] for i in rows]
-    width = max((len(r.prompt.ids) + r.length for r in rollouts), default=1)
-    input_ids = torch.zeros(max(len(rows), 1), width, dtype=torch.long)
-    gather, index = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
-    for b, (i, rollout) in enumerate(zip(rows, rollouts, strict=True)):
-        tokens = torch.tensor([*rollout.prompt.ids, *rollout.response_ids])
-        input_ids[b, : len(tokens)] = tokens
-        first = b * width + len(rollout.prompt.ids) - 1  # the state of the last prompt token predicts token 0
-        gather.append(torch.arange(first, first + rollout.length))
-        index.append(torch.arange(starts[i], starts[i] + rollout.length))
+    layout = lay_out(
+        [r.prompt.ids for r in rollouts],
+        [r.response_ids for r in rollouts],
+        shared=forward.shared,
+        device=device,
+    )
+    index = [torch.empty(0, dtype=torch.long)]
+    index += [torch.arange(starts[i], starts[i] + batch.rollouts[i].length) for i in rows]
     packed = torch.cat(index)
     return MicroBatch(
-        input_ids=input_ids.to(device),
-        gather=torch.cat(gather).to(device),
+        input_ids=layout.input_ids,
+        gather=layout.gather,
+        prefix=layout.prefix,
         sampled_ids=batch.sampled_ids[packed].to(device),
         weight=signal.weight[packed].to(device),
         measured=batch.measured[packed].to(device),

@@ -74,13 +74,14 @@ class Learner:
         self.version = 0
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
-        self.module = world.shard(student, _layers(student))
+        self.sharded = sharded(learner, world)
+        self.module = world.shard(student, _layers(student)) if self.sharded else student
         self.optimizer = torch.optim.AdamW(
             _decayed(student, optim.weight_decay),
             lr=optim.lr,
             betas=optim.betas,
             eps=optim.eps,
-            fused=world.size == 1,
+            fused=not self.sharded,
         )
 
     # --- one step ---------------------------------------------------------------------------------------------------
@@ -128,16 +129,22 @@ class Learner:
         device = next(self.student.parameters()).device
         total, told = torch.zeros(len(parts), dtype=torch.float64, device=device), Notes()
         for number, part in enumerate(parts):
-            mine = len(row_groups(part.batch.rollouts, budget=budget, device=device))
+            rollouts = part.batch.rollouts
+            # FSDP2 gathers a layer's weights around each of its forwards: one forward per micro-batch there
+            repeated = len({r.prompt.ids for r in rollouts}) < len(rollouts)
+            share = repeated and not self.sharded and self.student.shares_prompts
+            mine = len(row_groups(rollouts, budget=budget, device=device, share=share))
             everyone = int(self.world.max(torch.tensor([float(mine)])).item())
             for micro in micro_batches(
-                part.batch, part.signal, budget=budget, device=device, at_least=everyone
+                part.batch, part.signal, budget=budget, device=device, at_least=everyone, share=share
             ):
                 loss, seen = self.module(micro, part.objective, heads)
                 (loss / count).backward()
                 total[number] += loss.detach().to(torch.float64)
                 if number == 0:
                     told.extend(seen)
+        if not self.sharded:
+            self.world.sum_gradients(p for p in self.student.parameters() if p.requires_grad)
         return (self.world.sum(total) / count).tolist(), told
 
     def _clip(self) -> float:
@@ -198,6 +205,8 @@ class Learner:
         p, q = torch.cat(notes.student_logp).cpu(), torch.cat(notes.teacher_logp).cpu()
         scores = [None if r.grade is None else r.grade.score for r in batch.rollouts]
         found = reliability(p, q, batch.row[index], scores)
+        if not found:
+            return Tally()
         depth, keep = batch.depth[index], batch.trained[index]
         return tally(found, keep=keep) + by_position(
             found, depth, bins=self.bins, max_tokens=self.max_tokens, keep=keep
@@ -251,6 +260,13 @@ class Learner:
         self.version = int(state["version"])
         self.skipped_steps = int(state["skipped_steps"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def sharded(learner: LearnerConfig, world: World) -> bool:
+    """Whether the ranks share one copy of the weights. On a CPU FSDP2's traffic costs more than it saves: whole copies."""
+    if learner.shard == "auto":
+        return world.size > 1 and world.device.type != "cpu"
+    return world.size > 1 and learner.shard == "always"
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:

@@ -35,7 +35,7 @@ from opdkit.run.world import World
 from opdkit.train.adapters import check_engine, check_student, open_student
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
 from opdkit.train.imitate import Demonstrations, Rounds
-from opdkit.train.learner import Learner
+from opdkit.train.learner import Learner, sharded
 from opdkit.train.mix import Mix, mixed_objective
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
@@ -308,7 +308,7 @@ def _sampler(
     folder: RunFolder | None,
     saved: Saved | None,
 ) -> Sampler:
-    """The learner's own module; an unsharded copy under several ranks: decoding sharded ones deadlocks; or an engine."""
+    """The learner's own module; an unsharded copy where it is sharded, which cannot decode; or an engine."""
     cfg = config.sampling
     if isinstance(cfg, VllmSampling):
         ref = config.student if saved is None else ModelConfig(model=str(saved.path / "model"))
@@ -325,7 +325,7 @@ def _sampler(
         return VllmServerSampler(
             cfg, loaded=loaded, width=plan.sampler_needs.top_k, share=share, dtype=config.student.dtype
         )
-    if world.size == 1:
+    if not sharded(config.learner, world):
         return LocalSampler(loaded, compute=_compute(config))
     return LocalSampler.copy_of(loaded, compute=_compute(config))
 
