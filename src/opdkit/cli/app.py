@@ -191,6 +191,24 @@ def check(
 
 
 @app.command()
+def coldstart(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A TOML file, maybe with a [coldstart].")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this cold start.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The teacher answers, the student imitates until its own rollouts look right, then it distils (run=DIR)."""
+    from opdkit.cli.coldstart import run_coldstart
+
+    path, changes = _arguments(config, overrides)
+    code, told = run_coldstart(path, changes, resume=resume, as_json=as_json)
+    print(told)
+    raise typer.Exit(code)
+
+
+@app.command()
 def diagnose(
     rollouts: Annotated[
         Path,
