@@ -31,7 +31,7 @@ from opdkit.train import Silent
 FAILS, RECOVERS, LEAD = 0.2, 0.7, 0.1
 FIXED = (50, 100, 200, 400, 800)
 EXPECTED = {
-    "adaptive": "of the pairs that fail by themselves (gap recovery ≤ .2, lead ≥ .1), those with the adaptive hand-over recover ≥ .7",
+    "adaptive": "pairs that fail by themselves (gap recovery ≤ .2, lead ≥ .1) recover ≥ .7 with the adaptive hand-over",
     "steps": "the adaptive hand-over trains at most 1.2 times the SFT steps of the best fixed setting (highest mean recovery)",
     "short": "50 steps of SFT before distillation recover ≤ .2 in every failing pair: the old style is lost, the new not learned",
     "long": "800 steps have a lower overlap at the hand-over than the adaptive one, in at least 4 of 5 pairs: too long forgets",
@@ -266,7 +266,7 @@ def held(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ],
         [
             "steps",
-            f"best fixed setting {best} (mean {means[best]:.0%}); adaptive trained {min(trained)} to {max(trained)} steps, at most "
+            f"best fixed setting {best} (mean {means[best]:.0%}); adaptive trained {min(trained)} to {max(trained)}, at most "
             f"{1.2 * best:.0f} in {sum(t <= 1.2 * best for t in trained)} of {len(trained)}; "
             + ", ".join(f"fixed {n}: mean {m:.0%}" for n, m in means.items()),
         ],
