@@ -154,6 +154,9 @@ def check(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The document; by default beside the run folder.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="CHECK.json", help="An earlier document: what changed since.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Will this pair work? Files, rollouts, both models' opinion of them: a verdict with its evidence.
@@ -165,10 +168,14 @@ def check(
     path, changes = _arguments(config, overrides)
     resolved, teachers = pair(path, changes, student=student, teachers=teacher or [], prompts=prompts)
     from opdkit.cli.printer import Printer
+    from opdkit.recipes.against import changes as changed
+    from opdkit.recipes.against import lines as changed_lines
+    from opdkit.recipes.against import read_document
     from opdkit.recipes.document import lines
     from opdkit.recipes.preflight import check as look
     from opdkit.run.folder import check_beside
 
+    earlier = None if against is None else read_document(against)
     printer = Printer(quiet=as_json)
     with going_on():
         told = look(
@@ -182,10 +189,14 @@ def check(
             rehearsal=rehearse,
             say=printer.note,
         )
+    said = lines(told)
+    if earlier is not None:
+        told["against"] = changed(earlier, told)
+        said += ["", *changed_lines(told["against"])]
     place = out or check_beside(resolved.run)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(told) if as_json else "\n".join(lines(told)))
+    print(json.dumps(told) if as_json else "\n".join(said))
     printer.note(f"kept in {place}   opd report {place}")
     raise typer.Exit(told["verdict"]["exit_code"])
 

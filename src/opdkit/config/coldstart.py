@@ -70,8 +70,9 @@ class ColdstartConfig(Record):
     warm_up: Literal["likelihood", "forward_kl"] = "likelihood"
     """`likelihood` of the teacher's tokens (plain SFT), or `forward_kl` from the teacher's whole distribution at the states of
     its own text, which needs the teacher's rows."""
-    lr: float = Field(default=1e-5, gt=0)
-    """Learning rate of the SFT, constant after warm-up: nobody knows beforehand when it ends. The rest is `optim`'s."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the SFT, constant after warm-up: nobody knows beforehand when it ends. Unset: ten times `optim.lr`, as
+    in the paper (1e-5 beside 1e-6). The rest is `optim`'s."""
     warmup_steps: int = Field(default=10, ge=0)
     """Linear warm-up of the SFT."""
     prompts_per_step: int = Field(default=64, ge=1)

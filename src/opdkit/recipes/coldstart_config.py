@@ -48,7 +48,8 @@ def refuse(config: Config) -> None:
 def sft_config(config: Config, cold: ColdstartConfig, *, steps: int) -> Config:
     """The imitation up to `steps`: the run's student, optimizer and learner; its own rate, constant, for the end is not known."""
     forward, task = cold.warm_up == "forward_kl", config.task
-    optim = {"lr": cold.lr, "warmup_steps": cold.warmup_steps, "schedule": "constant"}
+    rate = cold.lr if cold.lr is not None else 10 * config.optim.lr
+    optim = {"lr": rate, "warmup_steps": cold.warmup_steps, "schedule": "constant"}
     objective = {"preset": "full", "divergence": "forward_kl"} if forward else {}
     shown = FileTask(
         path=config.run / "kept.jsonl",
