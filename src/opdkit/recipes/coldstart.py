@@ -19,7 +19,7 @@ import torch
 from opdkit.config import ColdstartConfig, Config, dump_toml
 from opdkit.recipes.answering import FILE as ANSWERS
 from opdkit.recipes.answering import Asked, answer, ask, teacher_of
-from opdkit.recipes.coldstart_config import distill_config, own_ends, refuse, sft_config
+from opdkit.recipes.coldstart_config import as_imitated, distill_config, refuse, sft_config
 from opdkit.recipes.coldstart_folder import ColdstartFolder, digest, of_model, sha256
 from opdkit.recipes.coldstart_summary import summary
 from opdkit.recipes.filters import answer_test, sort_rows
@@ -36,6 +36,8 @@ from opdkit.types import Finding, Prompt, RunError, UserError
 
 T = TypeVar("T")
 PROBES = "probes.jsonl"
+SOME_RESPELT = 0.05
+"""Share of kept answers whose text is read as other tokens, from which that is told."""
 MANY_DROPPED = 0.5
 """Share of dropped answers from which that is told as a warning."""
 
@@ -217,7 +219,7 @@ def _filters(flow: Flow, answers: str) -> str:
         folder.begin("filters", inputs=inputs)
         test = answer_test(cold.filters, cfg.task)
         kept, dropped, reasons = sort_rows(folder.rows(ANSWERS), cold.filters, answered=test)
-        kept, replaced = own_ends(kept, cfg, flow.plan)
+        kept, replaced, respelt = as_imitated(kept, cfg, flow.plan)
         folder.replace("kept.jsonl", kept)
         folder.replace("dropped.jsonl", dropped)
         if not kept:
@@ -234,6 +236,7 @@ def _filters(flow: Flow, answers: str) -> str:
             reasons=reasons,
             answers_recognised=test is not None,
             ends_replaced=replaced,
+            respelt=respelt,
         )
     flow.show.note(
         f"kept {told['kept']:,} answers, dropped {told['dropped']:,}"
@@ -271,6 +274,17 @@ def _of_filters(told: dict[str, Any], cfg: Config, path: Path) -> list[Finding]:
                 numbers={"dropped_fraction": share},
                 remedy=f"opd coldstart --resume {path} {_looser(most, cfg)}",
                 source="arXiv 2604.13016, 5.1",
+            )
+        )
+    if told["respelt"] > SOME_RESPELT * told["kept"]:
+        found.append(
+            Finding(
+                "answers_respelt",
+                "warning",
+                f"the text of {told['respelt']:,} of {told['kept']:,} answers is read as other tokens than the teacher drew: the "
+                "student imitates another spelling",
+                numbers={"respelt": told["respelt"], "kept": told["kept"]},
+                source="docs/coldstart.md",
             )
         )
     if told["ends_replaced"]:
@@ -375,7 +389,9 @@ def _distil(flow: Flow, student: str, before: str) -> int:
     cfg, folder = flow.config, flow.folder
     config = distill_config(cfg, student)
     weights = sha256(Path(student).parent / "manifest.json")
-    inputs = digest(weights, before, dump_toml(config.model_copy(update={"threads": 0, "device": "auto"})))
+    # what stays when the folder is moved: the weights stand for the student
+    same = {"threads": 0, "device": "auto", "run": Path("distill"), "student": cfg.student}
+    inputs = digest(weights, before, dump_toml(config.model_copy(update=same)))
     if folder.done("distill", inputs=inputs) is None:
         folder.begin("distill", inputs=inputs)
         flow.show.note(f"distillation: {config.steps} steps from {student}")

@@ -86,19 +86,22 @@ def distill_config(config: Config, student: str) -> Config:
     return config.model_copy(update={"student": started, "run": config.run / "distill", "coldstart": None})
 
 
-def own_ends(
+def as_imitated(
     rows: Sequence[Mapping[str, Any]], config: Config, plan: Plan
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows whose text ends in a token that the student stops at, and how many had another, which is taken off.
+) -> tuple[list[dict[str, Any]], int, int]:
+    """(rows as the student reads them, how many had an end token of the teacher's alone, how many are read as other tokens).
 
-    Imitated, such a token would be followed by the student's own end: a response with two ends.
+    An end token that does not end the student's responses is taken off: imitated, it would be followed by the student's own, a
+    response with two ends. What is imitated is text, so ids that no text gives back come as others.
     """
     stops = config.sampling.stop_ids or open_stop_ids(config.student, plan.tokenizer, rows=plan.rows)
-    told, replaced = [], 0
+    told, replaced, respelt = [], 0, 0
     for row in rows:
         ids = row["response_ids"]
         foreign = row["finish_reason"] == "stop" and ids[-1] not in stops
         replaced += foreign
-        text = plan.tokenizer.decode(ids[:-1]) if foreign else row["response"]
+        ids = ids[:-1] if foreign else ids
+        text = plan.tokenizer.decode(ids) if foreign else row["response"]
+        respelt += plan.tokenizer(text, add_special_tokens=False)["input_ids"] != list(ids)
         told.append({**row, "response": text})
-    return told, replaced
+    return told, replaced, respelt

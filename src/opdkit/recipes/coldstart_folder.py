@@ -1,7 +1,7 @@
 """The folder of a cold start, and its manifest: which stage is complete, made from what, with what result.
 
 config.toml      resolved, as of a run
-coldstart.json   the manifest, replaced as a whole; a stage is there once it is complete
+coldstart.json   the manifest, replaced as a whole: what each stage is made from, whether it is complete, what it says
 answers.jsonl    the teacher's responses · kept.jsonl, dropped.jsonl  after the filters · probes.jsonl  one row per probe
 sft/, distill/   run folders: report, watch and eval read them
 before-N/        stages that were made from other inputs; nothing is deleted
@@ -86,9 +86,14 @@ class ColdstartFolder:
 
     # --- stages --------------------------------------------------------------------------------------------
 
+    @property
+    def complete(self) -> dict[str, dict[str, Any]]:
+        """Stages that are whole, by name."""
+        return {name: told for name, told in self.stages.items() if told["state"] == "complete"}
+
     def done(self, stage: str, *, inputs: str) -> dict[str, Any] | None:
         """What a stage told, if it is complete and was made from the same inputs. UserError where its files changed since."""
-        told = self.stages.get(stage)
+        told = self.complete.get(stage)
         if told is None or told["inputs"] != inputs:
             return None
         for name, digest in told["files"].items():
@@ -103,21 +108,18 @@ class ColdstartFolder:
 
     def begin(self, stage: str, *, inputs: str) -> None:
         """Note what a stage is being made from; what it or a later stage left of other inputs is moved aside."""
-        path = self.path / f".{stage}.inputs"
-        known = path.read_text() if path.is_file() else None
-        if known == inputs and stage not in self.stages:
-            return
+        if self.stages.get(stage, {}).get("inputs") == inputs:
+            return  # it was cut off, and goes on
         later = STAGES[STAGES.index(stage) :]
-        if known is not None:
-            self._aside([name for each in later for name in FILES[each]])
+        self._aside([name for each in later for name in FILES[each]])
         self.stages = {name: told for name, told in self.stages.items() if name not in later}
+        self.stages[stage] = {"state": "begun", "inputs": inputs}
         self._write()
-        write_atomic(path, data=inputs.encode())
 
     def finish(self, stage: str, *, inputs: str, **told: Any) -> dict[str, Any]:
         """A stage is complete: what it says and the digests of its files, at once."""
         files = {name: sha256(self.path / name) for name in FILES[stage] if (self.path / name).is_file()}
-        self.stages[stage] = {"inputs": inputs, "files": files, **told}
+        self.stages[stage] = {"state": "complete", "inputs": inputs, "files": files, **told}
         self._write()
         return self.stages[stage]
 

@@ -28,8 +28,8 @@ SHOWN = (
 def summary(folder: ColdstartFolder, cold: ColdstartConfig, findings: Sequence[Finding]) -> dict[str, Any]:
     """As far as the stages go; what is not known is None."""
     stages = {
-        name: {k: v for k, v in told.items() if k not in ("inputs", "files")}
-        for name, told in folder.stages.items()
+        name: {k: v for k, v in told.items() if k not in ("state", "inputs", "files")}
+        for name, told in folder.complete.items()
     }
     probes = {int(row["step"]): row for row in folder.rows("probes.jsonl")}
     over = stages.get("sft")

@@ -45,7 +45,8 @@ def reason_against(row: Row, cfg: FilterConfig, *, answered: Answered | None) ->
     text = str(row["response"])
     if cfg.truncated and row["finish_reason"] != "stop":
         return "truncated"
-    if not text.strip():
+    said = len(row["response_ids"]) - (row["finish_reason"] == "stop")
+    if said < 1 or not text.strip():
         return "empty"
     if cfg.no_answer and answered is not None and not answered(text):
         return "no_answer"
