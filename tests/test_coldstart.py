@@ -245,7 +245,7 @@ def imitation(shop: Path, run: Path, **changes: Any) -> Any:
 
 
 def test_sft_with_a_teacher_is_the_forward_kl_on_its_text(shop: Path, tmp_path: Path) -> None:
-    """Σ_v q (log q − log p) at every state of the demonstrations, the mean over their tokens, by plain forwards; then it falls."""
+    """Σ_v q (log q − log p) at every state of the demonstrations, the mean over their tokens, by plain forwards."""
     few = write_rows(tmp_path / "few.jsonl", rows(shop / "sums.jsonl")[:8])
     config = imitation(shop, tmp_path / "run", task=str(few))
     student, teacher = (
@@ -283,7 +283,8 @@ def test_in_itself_there_is_nothing_to_imitate(shop: Path, tmp_path: Path) -> No
         ({"objective": {"preset": "sampled"}}, "drawn by somebody else"),
         ({"objective": {"preset": "full", "signal": {"discount": 0.9}}}, "knows their positions only"),
         ({"objective": {"preset": "full", "anchor": 0.1}}, "other models than the teacher"),
-        ({"objective": {"preset": "paper"}, "teacher": {"payload": "ids"}}, "the student draws nothing"),
+        ({"objective": {"preset": "paper", "divergence": "forward_kl"}, "teacher": {"payload": "ids"}}, "draws nothing"),
+        ({"objective": {"preset": "full"}}, "this is the reverse KL"),
         ({"teacher": {"context": "be brief"}}, "a context that only the teacher reads"),
     ],
 )  # fmt: skip

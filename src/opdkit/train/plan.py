@@ -104,6 +104,11 @@ def _of_demonstrations(config: Config) -> Plan:
             f"sft by a divergence from the teacher has no {what}",
             hint="objective.preset=full, and no teacher.context",
         )
+    if spec.divergence == "reverse_kl":  # also what a config for distill says when only its story is changed
+        raise UserError(
+            "story 'sft' has no teacher, unless it imitates by a divergence over the teacher's words: this is the reverse KL",
+            hint="teacher=unset, or story=distill, or objective.preset=full objective.divergence=forward_kl",
+        )
     plan = _with_teacher(config)
     if plan.candidates is not None:
         raise UserError(
