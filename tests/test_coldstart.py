@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -129,6 +130,10 @@ def test_report_and_check_read_the_stage_folders(
 ) -> None:
     page = opd(capfd, "report", reference / "distill", reference / "sft", "--out", tmp_path / "page.html")
     assert page.code == 0 and (tmp_path / "page.html").is_file(), page
+    both = opd(capfd, "report", reference, "--out", tmp_path / "both.html")
+    assert both.code == 0 and {"distill", "sft"} <= set(
+        re.findall(r"\w+", (tmp_path / "both.html").read_text())
+    )
     monkeypatch.chdir(tmp_path)
     short = ["sampling.max_tokens=4", "--budget", "64"]
     before = opd(capfd, "check", reference / "config.toml", *short, "--out", "old.json", "--json")

@@ -325,10 +325,12 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One self-contained HTML page that explains a run, or compares several."""
+    from opdkit.cli.coldstart import runs_in
     from opdkit.integrations import as_runs
     from opdkit.report import write_report
     from opdkit.report.read import run_names
 
+    runs = [folder for run in runs for folder in runs_in(run)]
     with as_runs(runs) as (folders, beside):
         page = write_report(folders, out or beside, names=run_names(runs))
     print(json.dumps({"report": str(page)}) if as_json else page)

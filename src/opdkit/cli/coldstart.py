@@ -79,6 +79,16 @@ def run_coldstart(
     return code, json.dumps(told) if as_json else "\n".join(lines(told))
 
 
+def runs_in(path: Path) -> list[Path]:
+    """The run folders of a cold start, the distillation first; of anything else the path itself."""
+    if not (path / "coldstart.json").is_file():
+        return [path]
+    there = [path / name for name in ("distill", "sft") if (path / name / "metrics.jsonl").is_file()]
+    if not there:
+        raise UserError(f"{path} has not begun to train", hint=f"opd coldstart --resume {path}")
+    return there
+
+
 def _configured(path: Path | None, changes: list[str], resume: Path | None) -> Config:
     if resume is None:
         if path is None and not changes:

@@ -150,7 +150,7 @@ def _words(prompt: Prompt) -> str:
 def _before(flow: Flow) -> str:
     """The student's score before anything, where there is an evaluation; paired with those of the distillation."""
     cfg = flow.config
-    inputs = digest(of_model(cfg.student), cfg.task, cfg.eval, cfg.sampling, cfg.seed)
+    inputs = digest(of_model(cfg.student), cfg.task, cfg.eval, _draws(cfg), cfg.seed)
     if flow.folder.done("before", inputs=inputs) is None:
         flow.folder.begin("before", inputs=inputs)
         row = None
@@ -176,7 +176,7 @@ def _answers(flow: Flow) -> str:
         include={"prompts", "responses", "temperature", "top_p", "max_tokens", "probe_prompts"}
     )
     inputs = digest(
-        of_model(teacher_of(cfg)), cfg.teacher, _of_task(cfg), how, cfg.sampling, cfg.seed, flow.plan.rows
+        of_model(teacher_of(cfg)), cfg.teacher, _of_task(cfg), how, _draws(cfg), cfg.seed, flow.plan.rows
     )
     told = folder.done("answers", inputs=inputs)
     if told is None:
@@ -247,6 +247,11 @@ def _filters(flow: Flow, answers: str) -> str:
     return str(told["files"]["kept.jsonl"])
 
 
+def _draws(cfg: Config) -> dict[str, Any]:
+    """How rollouts are drawn; how many at once changes none."""
+    return cfg.sampling.model_dump(mode="json", exclude={"batch_rows"})
+
+
 def _counts(reasons: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in reasons.items())
 
@@ -313,7 +318,7 @@ def _learn(flow: Flow, kept: str) -> tuple[int, Path]:
         cfg.optim,
         cfg.learner.compute,
         cfg.seed,
-        cfg.sampling,
+        _draws(cfg),
         cfg.diagnostics.k,
     )
     told = folder.done("sft", inputs=inputs)

@@ -9,6 +9,7 @@ from typing import Any
 from opdkit.config import ColdstartConfig
 from opdkit.diagnostics import gap_recovery
 from opdkit.recipes.coldstart_folder import ColdstartFolder
+from opdkit.run.folder import check_beside
 from opdkit.run.rows import Row, read_rows
 from opdkit.types import Finding
 
@@ -43,6 +44,7 @@ def summary(folder: ColdstartFolder, cold: ColdstartConfig, findings: Sequence[F
         "scores": _scores(folder, stages),
         "findings": [asdict(finding) for finding in findings],
         "next": _next(folder, stages),
+        "check_again": _check_again(folder, stages),
     }
 
 
@@ -68,8 +70,16 @@ def _scores(folder: ColdstartFolder, stages: Mapping[str, Any]) -> dict[str, flo
 
 def _next(folder: ColdstartFolder, stages: Mapping[str, Any]) -> str:
     if "distill" in stages:
-        return f"opd report {folder.path / 'distill'} {folder.path / 'sft'}"
+        return f"opd report {folder.path}"
     return f"opd coldstart --resume {folder.path}"
+
+
+def _check_again(folder: ColdstartFolder, stages: Mapping[str, Any]) -> str | None:
+    """The check that led here is asked again, of the student that was handed over; None where it is not beside the folder."""
+    earlier = check_beside(folder.path)
+    if "distill" not in stages or not earlier.is_file():
+        return None
+    return f"opd check {folder.path / 'distill' / 'config.toml'} --against {earlier}"
 
 
 def lines(told: Mapping[str, Any]) -> list[str]:
@@ -89,6 +99,7 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     if (over := stages.get("sft")) is not None:
         said.append(f"hand-over after {over['says']}; {over['trained']:,} steps were trained")
     said += _changes(told["probe_before"], told["probe_after"]) + _told_scores(told["scores"])
+    said += [f"check again: {told['check_again']}"] if told["check_again"] else []
     return [*said, f"next: {told['next']}"]
 
 
