@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,17 @@ def held(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             ]
         )
     yield from table(["expectation", "what came"], lines)
+    yield ""
+    later = [r["after"] - r["handed_over"] for r in adaptive_rows.values()]
+    yield (
+        f"What the steps of distillation after the adaptive hand-over changed in accuracy: {min(later):+.3f} to {max(later):+.3f}, "
+        f"mean {statistics.mean(later):+.3f}; the imitation before them had brought {_gains(adaptive_rows.values())}."
+    )
+
+
+def _gains(rows: Iterable[Mapping[str, Any]]) -> str:
+    gains = [r["handed_over"] - r["before"] for r in rows]
+    return f"{min(gains):+.3f} to {max(gains):+.3f}, mean {statistics.mean(gains):+.3f}"
 
 
 def _range(values: Sequence[float]) -> str:
