@@ -287,7 +287,7 @@ def held(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     later = [r["after"] - r["handed_over"] for r in adaptive_rows.values()]
     yield (
-        f"What the steps of distillation after the adaptive hand-over changed in accuracy: {min(later):+.3f} to {max(later):+.3f}, "
+        f"Distillation after the adaptive hand-over changed accuracy by {min(later):+.3f} to {max(later):+.3f}, "
         f"mean {statistics.mean(later):+.3f}; the imitation before them had brought {_gains(adaptive_rows.values())}."
     )
 

@@ -451,3 +451,20 @@ def test_a_torn_line_of_answers_is_written_again(reference: Path, nursery: Nurse
     child = nursery.start(["coldstart", "--resume", str(copied)])
     assert child.wait() == 0, child.said
     assert differences(copied, reference) == []
+
+
+def test_a_student_with_an_adapter_goes_through(
+    shop: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The SFT trains one and hands over the merged model, on which distillation trains another."""
+    changes = {
+        "student__lora": {"rank": 2, "alpha": 4.0},
+        "coldstart__until": {"steps": 2},
+        "steps": 1,
+        "coldstart__prompts": 30,
+    }
+    said = opd(capfd, "coldstart", *words(shop, tmp_path / "run", **changes), "--json")
+    assert said.code == 0, said
+    for stage, step in (("sft", 2), ("distill", 1)):
+        place = tmp_path / "run" / stage / "checkpoints" / f"step_{step}"
+        assert (place / "adapter").is_dir() and (place / "model" / "config.json").is_file()
