@@ -400,7 +400,7 @@ def test_a_group_needs_two(refused: Callable[..., Said]) -> None:
 @pytest.mark.parametrize("story", STORIES)
 def test_a_teacher_where_there_is_none(refused: Callable[..., Said], shop: Path, story: str) -> None:
     said = refused(story, teacher="{type='self'}" if story == "grpo" else shop / "teacher")
-    assert said.error == f"story '{story}' has no teacher" and "story=distill" in said.hint
+    assert said.error.startswith(f"story '{story}' has no teacher") and "story=distill" in said.hint
 
 
 def test_no_teacher_where_there_is_one(refused: Callable[..., Said]) -> None:

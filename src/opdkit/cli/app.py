@@ -165,6 +165,9 @@ def check(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The document; by default beside the run folder.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="CHECK.json", help="An earlier document: what changed since.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Will this pair work? Files, rollouts, both models' opinion of them: a verdict with its evidence.
@@ -176,10 +179,14 @@ def check(
     path, changes = _arguments(config, overrides)
     resolved, teachers = pair(path, changes, student=student, teachers=teacher or [], prompts=prompts)
     from opdkit.cli.printer import Printer
+    from opdkit.recipes.against import changes as changed
+    from opdkit.recipes.against import lines as changed_lines
+    from opdkit.recipes.against import read_document
     from opdkit.recipes.document import lines
     from opdkit.recipes.preflight import check as look
     from opdkit.run.folder import check_beside
 
+    earlier = None if against is None else read_document(against)
     printer = Printer(quiet=as_json)
     with going_on():
         told = look(
@@ -193,12 +200,34 @@ def check(
             rehearsal=rehearse,
             say=printer.note,
         )
+    said = lines(told)
+    if earlier is not None:
+        told["against"] = changed(earlier, told)
+        said += ["", *changed_lines(told["against"])]
     place = out or check_beside(resolved.run)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(told) if as_json else "\n".join(lines(told)))
+    print(json.dumps(told) if as_json else "\n".join(said))
     printer.note(f"kept in {place}   opd report {place}")
     raise typer.Exit(told["verdict"]["exit_code"])
+
+
+@app.command()
+def coldstart(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A TOML file, maybe with a [coldstart].")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this cold start.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The teacher answers, the student imitates until its own rollouts look right, then it distils (run=DIR)."""
+    from opdkit.cli.coldstart import run_coldstart
+
+    path, changes = _arguments(config, overrides)
+    code, told = run_coldstart(path, changes, resume=resume, as_json=as_json)
+    print(told)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -307,10 +336,12 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One self-contained HTML page that explains a run, or compares several."""
+    from opdkit.cli.coldstart import runs_in
     from opdkit.integrations import as_runs
     from opdkit.report import write_report
     from opdkit.report.read import run_names
 
+    runs = [folder for run in runs for folder in runs_in(run)]
     with as_runs(runs) as (folders, beside):
         page = write_report(folders, out or beside, names=run_names(runs))
     print(json.dumps({"report": str(page)}) if as_json else page)

@@ -1,7 +1,8 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
+from opdkit.config.coldstart import ColdstartConfig, FilterConfig, UntilConfig
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
-from opdkit.config.mix import MixConfig
+from opdkit.config.mix import MixConfig, refused_of_demonstrations
 from opdkit.config.models import (
     LocalTeacher,
     LoraConfig,
@@ -40,10 +41,12 @@ from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig,
 __all__ = [
     "PRESETS",
     "RECIPES",
+    "ColdstartConfig",
     "Config",
     "DiagnosticsConfig",
     "EvalConfig",
     "FileTask",
+    "FilterConfig",
     "Grader",
     "GroupConfig",
     "GymTask",
@@ -69,6 +72,7 @@ __all__ = [
     "SignalConfig",
     "TaskConfig",
     "TeacherConfig",
+    "UntilConfig",
     "VllmSampling",
     "VllmServerSampling",
     "WorldTask",
@@ -79,4 +83,5 @@ __all__ = [
     "explain",
     "load_config",
     "parse_overrides",
+    "refused_of_demonstrations",
 ]

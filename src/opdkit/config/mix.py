@@ -24,17 +24,22 @@ class MixConfig(Record):
 
     @model_validator(mode="after")
     def _nobody_sampled_them(self) -> Self:
-        spec = self.objective
-        if spec is None:
-            return self
-        if spec.support == "sampled" or spec.normalisation == "tail_sampled":
-            raise ValueError(
-                "one sampled token stands for what the student would draw, and demonstrations were drawn by somebody else "
-                '(use support = "full" or "teacher_top_k" in mix.objective)'
-            )
-        signal = spec.signal
-        if signal.reads_log_ratios or signal.reads_candidates or signal.reads_grades or signal.pushes:
-            raise ValueError(
-                "the signal of demonstrations knows their positions only (use window, half_life, first, last or random)"
-            )
+        if self.objective is not None and (why := refused_of_demonstrations(self.objective)):
+            raise ValueError(f"{why[0]} (use {why[1]} in mix.objective)")
         return self
+
+
+def refused_of_demonstrations(spec: ObjectiveConfig) -> tuple[str, str] | None:
+    """Why an objective cannot be learned from text that the student did not draw, and what could; None where it can."""
+    if spec.support == "sampled" or spec.normalisation == "tail_sampled":
+        return (
+            "one sampled token stands for what the student would draw, and demonstrations were drawn by somebody else",
+            'support = "full" or "teacher_top_k"',
+        )
+    signal = spec.signal
+    if signal.reads_log_ratios or signal.reads_candidates or signal.reads_grades or signal.pushes:
+        return (
+            "the signal of demonstrations knows their positions only",
+            "window, half_life, first, last or random",
+        )
+    return None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
+from opdkit.config.coldstart import ColdstartConfig
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
@@ -153,12 +154,13 @@ class Config(Record):
     """A whole run."""
 
     story: Literal["distill", "sft", "grpo", "improve", "push_down"] = "distill"
-    """`distill` imitate a teacher on own rollouts · `sft` imitate demonstrations · `grpo` group-relative policy
-    gradient · `improve` sample, keep what is right, imitate it · `push_down` the control without a teacher."""
+    """`distill` imitate a teacher on own rollouts · `sft` imitate demonstrations (with a `teacher`: by `objective`) ·
+    `grpo` group-relative policy gradient · `improve` sample, keep what is right, imitate it · `push_down` the control
+    without a teacher."""
     student: Annotated[ModelConfig, named("model")]
     """The model that is trained."""
     teacher: Teacher | None = None
-    """The model that is imitated; only `distill` has one."""
+    """The model that is imitated, in `distill`; in `sft` it may say its whole distribution at the demonstrations."""
     reference: Reference | None = None
     """What the teacher was before its RL, where `objective.target` is `extrapolated` or `difference`."""
     task: Task
@@ -187,6 +189,8 @@ class Config(Record):
     """How the student is examined."""
     save: SaveConfig = SaveConfig()
     """What is written when."""
+    coldstart: ColdstartConfig | None = None
+    """What `opd coldstart` does before distillation; `opd train` does not look at it."""
     run: FilePath = Path("runs/run")
     """The run folder; must not exist yet."""
     track: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])

@@ -251,7 +251,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "loss > {floor}",
         message="the student learns nothing of the teacher: loss {loss_first:.3g} → {loss:.3g}, Eq. 7 "
         "{overlap_advantage_first:.2g} → {overlap_advantage:.2g}, overlap {overlap_ratio_first:.3f} → {overlap_ratio:.3f}",
-        remedy="opd check {config}  # is it the teacher? another one, or a cold start",
+        remedy="opd check {config}  # is it the teacher? another one, or a cold start: opd coldstart {config} run={again}",
         source=f"{PAPER}, Fig. 6; {HERE}",
     ),
     Condition(
@@ -285,7 +285,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "while loss > {loss} × first",
         message="Eq. 7 looks good ({overlap_advantage_first:.2g} → {overlap_advantage:.2g}) only because it leaves out what "
         "both models do not share: shared tokens hold {overlap_mass:.2f}, loss {loss_first:.3g} → {loss:.3g}",
-        remedy="opd report {run}  # overlap mass by position shows where they differ",
+        remedy="opd coldstart {config} run={again}  # opd report {run}: overlap mass by position shows where they differ",
         source=f"{PAPER}, 5.1 and C.2: Eq. 7 means something only together with overlap mass",
     ),
     Condition(

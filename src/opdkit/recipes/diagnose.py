@@ -93,7 +93,7 @@ def diagnose(
     metrics = numbers(piece, vocabulary=rows, seed=config.seed)
     verdict, findings = judge(
         {n: Value(m.value, m.low, m.high) for n, m in metrics.items()},
-        remedies=remedies(config, source=source, teacher=teacher.model),
+        remedies=remedies(config, source=source),
         static=_reservations(first, left_out, refused, piece),
         counts={n: m.count for n, m in metrics.items()},
     )

@@ -7,7 +7,6 @@ One set of rollouts serves all teachers. What it will cost is said before the fi
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -247,7 +246,7 @@ class _Probe:
             metrics["aligned_gain"] = gain
         verdict, findings = judge(
             {n: Value(m.value, m.low, m.high) for n, m in metrics.items()},
-            remedies=remedies(cfg, source=source, teacher=teacher.model),
+            remedies=remedies(cfg, source=source),
             static=static,
             counts={n: m.count for n, m in metrics.items()},
         )
@@ -327,7 +326,7 @@ class _Probe:
 TEMPLATES = ("chat_template_differs", "thinking_ignored")
 
 
-def remedies(cfg: Config, *, source: str, teacher: str) -> dict[str, str]:
+def remedies(cfg: Config, *, source: str) -> dict[str, str]:
     """What the rules' remedies are for this pair: commands that can be typed."""
     longer = cfg.sampling.max_tokens * 2
     return {
@@ -340,44 +339,14 @@ def remedies(cfg: Config, *, source: str, teacher: str) -> dict[str, str]:
         "check": command("check", source),
         "rehearse": command("check", source) + f" --rehearse {STEPS}",
         "longer": command("check", source) + f" --rehearse {2 * STEPS}",
-        "cold_start": _cold_start(cfg, source, teacher),
+        "cold_start": command("coldstart", source),
     }
-
-
-def _cold_start(cfg: Config, source: str, teacher: str) -> str:
-    """The teacher answers the training prompts, the student imitates what came to an end."""
-    shown = cfg.run.with_name(f"{cfg.run.name}-shown.jsonl")
-    words = shlex.split(command("train", source))[2:]
-    changes = [word for word in words if "=" in word and not word.startswith(("student", "teacher", "run="))]
-    config = [word for word in words if "=" not in word]
-    task = config[0] if config else str(getattr(cfg.task, "path", "FILE"))
-    ask = [
-        "opd",
-        "eval",
-        teacher,
-        "--task",
-        task,
-        *(changes if config else []),
-        "eval.responses=1",
-        "--train",
-    ]
-    if cfg.task.type == "testbed":
-        learn = [f"task.demonstrations={shown}"]
-    elif cfg.task.type == "math":
-        learn = [f"task.train={shown}", "task.wrapper=as_is"]  # the prompts in it are wrapped already
-    elif cfg.task.type == "gym":
-        learn = [f'task={{type="file", path="{shown}"}}']
-    else:
-        learn = [f"task.path={shown}"]
-    kept = [word for word in words if not word.startswith(("teacher", "run="))]
-    train = [*kept, "story=sft", *(["teacher=unset"] if config else []), *learn, f"run={cfg.run}-cold"]
-    return f"{shlex.join([*ask, '--out', str(shown)])} && {shlex.join(['opd', 'train', *train])}"
 
 
 def _unread(cfg: Config, found: Sequence[Finding], *, source: str) -> Opinion:
     """A teacher that files alone have ruled out."""
     name = _name(cfg)
-    verdict, findings = judge({}, remedies=remedies(cfg, source=source, teacher=name), static=found)
+    verdict, findings = judge({}, remedies=remedies(cfg, source=source), static=found)
     return Opinion(name, verdict, findings)
 
 

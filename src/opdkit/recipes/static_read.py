@@ -27,7 +27,7 @@ from opdkit.types import Finding, UserError
 # --- remedies -----------------------------------------------------------------------------------------------
 
 
-def command(verb: Literal["check", "train"], source: str, *changes: str) -> str:
+def command(verb: Literal["check", "train", "coldstart"], source: str, *changes: str) -> str:
     """A command about the pair that the user named as `source`: a config file, or the options of `opd check`.
 
     >>> command("check", "my.toml", "sampling.stop_ids=[1, 2]")
@@ -38,7 +38,7 @@ def command(verb: Literal["check", "train"], source: str, *changes: str) -> str:
     'opd check my.toml seed=1 steps=10'
     """
     words = _words(source)
-    if verb == "train":
+    if verb != "check":
         words = _without_options(words)
     again = {change.partition("=")[0] for change in changes}
     kept = [word for word in words if "=" not in word or word.partition("=")[0] not in again]
@@ -58,7 +58,7 @@ _KEYS = {"--student": "student", "--teacher": "teacher", "--prompts": "task"}
 
 
 def _without_options(words: Sequence[str]) -> list[str]:
-    """`opd train` takes keys where `opd check` takes options too; what only a check has is left out."""
+    """`opd train` and `opd coldstart` take keys where `opd check` takes options too; what only a check has is left out."""
     kept, rest = [], list(words)
     while rest:
         word = rest.pop(0)

@@ -51,7 +51,7 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
         prompts = _prompts(config, asked)
         check_weights(config.student)
         loaded = open_model(config.student, device=device)
-        world, kept = World(device), _Keeping(_answering(config, loaded), task)
+        world, kept = World(device), _Keeping(answering(config, loaded), task)
         try:
             row = evaluate(
                 kept.sampler,
@@ -75,7 +75,7 @@ def examine(config: Config, *, keep: Path | None = None, training: bool = False)
     return row
 
 
-def _answering(config: Config, loaded: LoadedModel) -> Sampler:
+def answering(config: Config, loaded: LoadedModel) -> Sampler:
     """Who answers: this process, or vLLM in it. A server may hold anything's weights."""
     cfg = config.sampling
     if isinstance(cfg, VllmServerSampling):

@@ -1,11 +1,12 @@
 """Feeds of rollouts to imitate: demonstrations that were given, or the student's own that turned out right.
 
-Both yield (step, rollouts, no scores), a step's rollouts being a function of (seed, step).
+Both yield (step, rollouts, scores), a step's rollouts being a function of (seed, step); scores are there where a teacher
+says what it thinks of demonstrations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from opdkit.config import Config
@@ -15,22 +16,33 @@ from opdkit.run.world import World
 from opdkit.tasks import step_prompts
 from opdkit.train.feed import Clock, Fed, distinct
 from opdkit.train.record import interleaved, right
-from opdkit.types import Prompt, Rollout, RunError
+from opdkit.types import Prompt, Rollout, RunError, Scores
+
+Score = Callable[[Sequence[Rollout]], dict[str, list[Scores]]]
 
 
 class Demonstrations:
-    """`sft`: rollouts that somebody else made."""
+    """`sft`: rollouts that somebody else made; with a teacher also what it says of them (`score`)."""
 
     def __init__(
-        self, config: Config, *, rollouts: Sequence[Rollout], world: World, clock: Clock, start: int = 0
+        self,
+        config: Config,
+        *,
+        rollouts: Sequence[Rollout],
+        world: World,
+        clock: Clock,
+        start: int = 0,
+        score: Score | None = None,
     ):
         self.config, self.rollouts, self.world, self.clock, self.start = config, rollouts, world, clock, start
+        self.score = score
         self.numbers: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
             self.clock.reset()
-            yield step, _share(self.rollouts, self.config, self.world, step), {}
+            mine = _share(self.rollouts, self.config, self.world, step)
+            yield step, mine, {} if self.score is None else self.score(mine)
 
 
 class Rounds:

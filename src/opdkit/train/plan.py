@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from opdkit.config import Config, LocalSampling, LocalTeacher, VllmSampling, VllmServerSampling
+from opdkit.config import (
+    Config,
+    LocalSampling,
+    LocalTeacher,
+    VllmSampling,
+    VllmServerSampling,
+    refused_of_demonstrations,
+)
 from opdkit.engines.vllm_http import server_reach, server_top_k
 from opdkit.models.load import open_config, open_stop_ids, open_tokenizer, vocabulary_rows
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation, push_down
@@ -77,7 +84,38 @@ def sampler_reach(config: Config) -> int:
 
 def make_plan(config: Config) -> Plan:
     """Reads configs and tokenizers only. Raises UserError for what cannot work, with what would."""
+    if config.story == "sft" and config.teacher is not None:
+        return _of_demonstrations(config)
     return _with_teacher(config) if config.story == "distill" else _alone(config)
+
+
+def _of_demonstrations(config: Config) -> Plan:
+    """`sft` by a divergence from the teacher at the states of its texts, which nobody sampled from the student."""
+    spec = config.objective
+    assert config.teacher is not None
+    if (why := refused_of_demonstrations(spec)) is not None:
+        use = why[1].replace(" = ", "=") if "support" in why[1] else f"for the signal {why[1]}"
+        raise UserError(
+            why[0], hint=f"use {use} under objective, or leave teacher out: then it is likelihood"
+        )
+    if spec.others or config.teacher.context is not None:
+        what = "other models than the teacher" if spec.others else "a context that only the teacher reads"
+        raise UserError(
+            f"sft by a divergence from the teacher has no {what}",
+            hint="objective.preset=full, and no teacher.context",
+        )
+    if spec.divergence == "reverse_kl":  # also what a config for distill says when only its story is changed
+        raise UserError(
+            "story 'sft' has no teacher, unless it imitates by a divergence over the teacher's words: this is the reverse KL",
+            hint="teacher=unset, or story=distill, or objective.preset=full objective.divergence=forward_kl",
+        )
+    plan = _with_teacher(config)
+    if plan.candidates is not None:
+        raise UserError(
+            "the objective needs the student's candidates beforehand, and in sft the student draws nothing",
+            hint='teacher.payload="hidden", or objective.support="teacher_top_k"',
+        )
+    return plan
 
 
 def _alone(config: Config) -> Plan:

@@ -52,7 +52,8 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
     refuse_unknown_tokens([*train, *exam], plan.tokenizer, rows=plan.rows)
     student = min(context_length(open_config(config.student)), plan.reach)
     if config.story == "sft":
-        return _to_imitate(config, plan, train, exam, student, told=task.findings)
+        context = min(student, plan.teacher.context)
+        return _to_imitate(config, plan, train, exam, context, told=(*plan.findings, *task.findings))
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
     exam, more = _examined(config, exam, student)
     kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, renderer)

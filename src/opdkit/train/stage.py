@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,6 @@ def _feed(
     start: int,
 ) -> OnPolicy | Demonstrations | Rounds:
     """What tells the stories apart, beside their objective: where a step's rollouts come from."""
-    if config.story == "sft":
-        return Demonstrations(config, rollouts=prompts.demonstrations, world=world, clock=clock, start=start)
     if config.story == "improve":
         return Rounds(
             config,
@@ -196,7 +195,7 @@ def _feed(
             clock=clock,
             start=start,
         )
-    return OnPolicy(
+    own = OnPolicy(
         config,
         plan,
         prompts=prompts.train,
@@ -210,6 +209,11 @@ def _feed(
         student=loaded,
         others=others,
     )
+    if config.story != "sft":
+        return own
+    score = None if teacher is None else partial(own.scores_of_others, needs=plan.teacher_needs)
+    shown = prompts.demonstrations
+    return Demonstrations(config, rollouts=shown, world=world, clock=clock, start=start, score=score)
 
 
 def _mix(
