@@ -36,6 +36,7 @@ from opdkit.config.sampling import (
 )
 from opdkit.config.signal import SignalConfig
 from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig, WorldTask
+from opdkit.config.widen import WidenConfig
 
 __all__ = [
     "PRESETS",
@@ -71,6 +72,7 @@ __all__ = [
     "TeacherConfig",
     "VllmSampling",
     "VllmServerSampling",
+    "WidenConfig",
     "WorldTask",
     "as_local",
     "build",

@@ -11,6 +11,7 @@ from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.config.sampling import LocalSampling, Sampling
 from opdkit.config.tasks import Task
+from opdkit.config.widen import WidenConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -164,6 +165,8 @@ class Config(Record):
     """Which tokens are compared, by which divergence, through which estimator."""
     mix: MixConfig = MixConfig()
     """Demonstrations beside own rollouts, in `distill`."""
+    widen: WidenConfig = WidenConfig()
+    """Prompts of another kind beside the task's own, and the guard of the student's entropy."""
     sampling: Sampling = LocalSampling()
     """How rollouts are drawn."""
     optim: OptimConfig = OptimConfig()
