@@ -21,7 +21,7 @@ from opdkit.config import RECIPES, Config, ObjectiveConfig
 from opdkit.config.objective import STUDENT_SETS, TEACHER_SETS
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
-COMMANDS = ("demo", "train", "eval", "report", "serve", "study build")
+COMMANDS = ("demo", "train", "prompts", "eval", "report", "serve", "study build")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from opdkit.config.models import (
 )
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.config.presets import PRESETS, RECIPES
+from opdkit.config.prompts import PromptsConfig
 from opdkit.config.records import (
     Config,
     DiagnosticsConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Patience",
+    "PromptsConfig",
     "PushDownConfig",
     "RouterTeacher",
     "SamplerConfig",

@@ -248,7 +248,10 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 _TABLES_WITH_PATHS = ("student", "teacher", "reference", "task", "mix", "widen", "prompts")
-_PATHS = ("model", "path", "eval_path", "demonstrations", "against", "data", "train", "eval")
+_PATHS = (
+    *("model", "path", "eval_path", "demonstrations", "against", "data", "train", "eval"),
+    *("taught", "apart", "embedding"),
+)
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -9,6 +9,7 @@ from opdkit.config.base import FilePath, Record, named
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
+from opdkit.config.prompts import PromptsConfig
 from opdkit.config.sampling import LocalSampling, Sampling
 from opdkit.config.tasks import Task
 from opdkit.config.widen import WidenConfig
@@ -183,6 +184,8 @@ class Config(Record):
     """What the control pushes down."""
     health: HealthConfig = HealthConfig()
     """Who watches, and what happens when it goes wrong."""
+    prompts: PromptsConfig = PromptsConfig()
+    """What `opd prompts` does with the training prompts."""
     eval: EvalConfig = EvalConfig()
     """How the student is examined."""
     save: SaveConfig = SaveConfig()

@@ -48,6 +48,8 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         )
     if config.story == "distill" and config.objective.signal.reads_grades and not task.training_graded:
         raise UserError("objective.signal reads grades, and the task has no grader", hint=_GRADER)
+    if config.story == "distill" and config.objective.signal.prompts == "row":
+        _must_be_weighted(task.train)
     renderer = open_renderer(config, plan.tokenizer)
     train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
     exam = encode(task.evaluation, plan.tokenizer, cfg, renderer=renderer)
@@ -116,6 +118,15 @@ def _to_imitate(
     return Prompts((), exam, {}, (*told, *findings, *more), demonstrations=kept)
 
 
+def _must_be_weighted(prompts: Sequence[Prompt]) -> None:
+    without = [p for p in prompts if "weight" not in p.extra]
+    if without:
+        raise UserError(
+            f"{len(without)} of {len(prompts)} prompts have no opd.weight, the first is {without[0].source or without[0].id}",
+            hint="opd prompts CONFIG prompts.responses=4 --out FILE.jsonl writes it, or objective.signal.prompts=pass_rate",
+        )
+
+
 def _others(
     config: Config, plan: Plan, renderer: Any, context: int
 ) -> tuple[list[Prompt], dict[str, tuple[int, ...]], list[Finding]]:
@@ -135,6 +146,8 @@ def _others(
             f"{without[0].source} has no answer, and the signal of this run is made of grades",
             hint="widen.path=unset, or a file whose rows have answers",
         )
+    if config.objective.signal.prompts == "row":
+        _must_be_weighted(rows)
     if config.task.type == "testbed":
         refuse_foreign(rows, config.task)
     rows = tuple(replace(p, id=f"off/{p.id}") for p in rows)
