@@ -1,13 +1,14 @@
 """Do prompts that suit the teacher help on the testbed, and does the guard hold the student's entropy?
 
-    python scripts/prompts_study.py --bases 14 15 16 17 18 --cache .cache/testbed --out FOLDER    # about 3 min a base on a free core
-    python scripts/prompts_study.py --page                                                        # only docs/prompts.md
+    python scripts/prompts_study.py --bases 14 15 16 17 18 --out FOLDER    # 2 to 4 min a base on a shared core
+    python scripts/prompts_study.py --page                                 # only docs/prompts.md
 
-For each base (a world, and the student taught in it) two teachers are improved from the student: one on problems in the first wording
-only (template), one on chains of two and three operands only (content). The student then learns from each on prompts like the
-teacher's own and on others: the second wording, which the student knows as well; chains of four. Settings are those of the testbed's
-pairs but for 60 steps; nothing was tuned. Expectations, written before the first run, are EXPECTED. Writes
-docs/studies/tables/prompts.json, and of that the table of docs/prompts.md.
+For each base (a world, and the student taught in it) two teachers are improved from the student: one on problems in the first
+wording only (template), one on chains of two and three operands only (content). The student then learns from each on prompts like
+the teacher's own and on others: the second wording, which the student knows as well, and a third that neither knows; chains of four.
+Settings are those of the testbed's pairs but for 60 steps. Base 11 was looked at before: with a floor of .7 the guard had nothing to
+do there, so it is .95; the arm with the unseen wording was added. Nothing was changed after. Expectations, written before the first
+run on bases 14 to 18, are EXPECTED. Writes docs/studies/tables/prompts.json, and of that the table of docs/prompts.md.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ PAGE = Path(__file__).parents[1] / "docs" / "prompts.md"
 EXPECTED = {
     "template_overlap": "aligned wording: higher overlap over the first three steps, in at least 4 of 5 bases",
     "template_score": "aligned wording: at least as high a final score, in at least 4 of 5 bases",
+    "unseen_overlap": "unseen wording: lower overlap over the first three steps than aligned, in at least 4 of 5 bases",
+    "unseen_score": "unseen wording: a lower final score than aligned, in at least 4 of 5 bases",
     "content_score": "aligned content (guard off, nothing mixed in): a higher final score, in at least 4 of 5 bases",
     "content_entropy": "aligned content: lower student entropy at the end than unaligned, in at least 4 of 5 bases",
     "guard_holds": "with the guard no window of 5 steps after its first change has entropy under the floor, in 5 of 5 bases",
     "guard_needed": "without the guard some window has, in at least 4 of 5 bases",
 }
-GUARD = WidenConfig(share=0.1, floor=0.7, change=0.1, most=0.5, window=5)
+GUARD = WidenConfig(share=0.1, floor=0.95, change=0.1, most=0.5, window=5)
 STEPS = 60
 ENDS = 3
 """Steps averaged at the beginning, five at the end."""
@@ -93,6 +96,7 @@ def base_rows(base: int, *, cache: Path, out: Path) -> Iterator[dict[str, Any]]:
     arms: dict[str, tuple[Path, dict[str, Any], dict[str, Any]]] = {
         "template aligned": (wording, {"template": 0}, {}),
         "template unaligned": (wording, {"template": 1}, {}),
+        "template unseen": (wording, {"template": 2}, {}),
         "content aligned": (content, {"demonstrations": str(short[1])}, {}),
         "content unaligned": (content, {"demonstrations": str(long)}, {}),
         "content aligned, share": (
@@ -195,6 +199,10 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             lambda b: of(b, aligned, "overlap_ratio_first") > of(b, other, "overlap_ratio_first")
         ),
         "template_score": held(lambda b: of(b, aligned, "after") >= of(b, other, "after")),
+        "unseen_overlap": held(
+            lambda b: of(b, "template unseen", "overlap_ratio_first") < of(b, aligned, "overlap_ratio_first")
+        ),
+        "unseen_score": held(lambda b: of(b, "template unseen", "after") < of(b, aligned, "after")),
         "content_score": held(lambda b: of(b, near, "after") > of(b, far, "after")),
         "content_entropy": held(
             lambda b: of(b, near, "entropy_student_last") < of(b, far, "entropy_student_last")
