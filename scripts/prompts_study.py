@@ -3,12 +3,13 @@
     python scripts/prompts_study.py --bases 14 15 16 17 18 --out FOLDER    # 2 to 4 min a base on a shared core
     python scripts/prompts_study.py --page                                 # only docs/prompts.md
 
-For each base (a world, and the student taught in it) two teachers are improved from the student: one on problems in the first
-wording only (template), one on chains of two and three operands only (content). The student then learns from each on prompts like
-the teacher's own and on others: the second wording, which the student knows as well, and a third that neither knows; chains of four.
-Settings are those of the testbed's pairs but for 60 steps. Base 11 was looked at before: with a floor of .7 the guard had nothing to
-do there, so it is .95; the arm with the unseen wording was added. Nothing was changed after. Expectations, written before the first
-run on bases 14 to 18, are EXPECTED. Writes docs/studies/tables/prompts.json, and of that the table of docs/prompts.md.
+For each base (a world, and the student taught in it) two teachers are improved from the student: one on problems in the
+first wording only (template), one on chains of two and three operands only (content). The student then learns from each on
+prompts like the teacher's own and on others: the second wording, which the student knows as well, and a third that neither
+knows; chains of four. Settings are those of the testbed's pairs but for 60 steps. Base 11 was looked at before: with a floor
+of .7 the guard had nothing to do there, so it is .95; the arm with the unseen wording was added. Nothing was changed after.
+Expectations, written before the first run on bases 14 to 18, are EXPECTED. Writes docs/studies/tables/prompts.json, and of
+that the table of docs/prompts.md.
 """
 
 from __future__ import annotations
