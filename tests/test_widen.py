@@ -16,6 +16,7 @@ from killing import Case, Kill, Nursery, look
 from opdkit.config import WidenConfig
 from opdkit.train.widen import COUNT, SHARE, Widen, decide
 from opdkit.types import Prompt
+from ranks import torchrun
 
 ENTROPIES = st.lists(st.none() | st.floats(0, 8), max_size=60)
 
@@ -134,7 +135,12 @@ def test_a_killed_run_with_the_guard_on_goes_on_bit_for_bit(tmp_path: Path) -> N
         shares = [row[SHARE] for row in metrics(case.reference)]
         assert len(set(shares)) > 1, "the guard has to act, or this shows nothing"
         trial = case.trial("killed", [Kill(when=lambda run: look(run)["rows"] >= 7), Kill(save=1)])
+        ranks = tmp_path / "ranks"
+        torchrun("-m", "opdkit", *case.arguments(ranks, steps=6))
+        torchrun("-m", "opdkit", "train", "--resume", str(ranks), "steps=12")
     assert trial.identical, trial
+    kept = [[(row[SHARE], row[COUNT]) for row in metrics(run)] for run in (ranks, case.reference)]
+    assert kept[0] == kept[1], "two ranks decide alike, after a resume as well"
     told = findings(case.reference)["off_share_raised"]
     assert told["numbers"]["entropy_student"] < told["numbers"]["floor"]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from opdkit.config import Config, FileTask, LocalTeacher, MathTask
 from opdkit.models.load import pick_device
 from opdkit.recipes.prompts_bench import Bench, Say
 from opdkit.recipes.prompts_choose import bands, coverage, few, in_band, ranked, refuse_ungraded
-from opdkit.recipes.prompts_embed import Embedder, open_embedder
+from opdkit.recipes.prompts_embed import Embedder, Remembered, open_embedder
 from opdkit.recipes.prompts_measure import Measured, measure
 from opdkit.recipes.prompts_near import (
     Contact,
@@ -173,12 +172,7 @@ def _embedding(
         return None, None, []
     embedder, findings = open_embedder(cfg.embedding, device=str(pick_device(config.device)))
     embedder.fit(asked(p) for some in ([row.prompt for row in kept(rows)], *sets) for p in some)
-    return embedder, partial(_in_batches, embedder), findings
-
-
-def _in_batches(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    parts = [embedder.embed(texts[i : i + 256]) for i in range(0, len(texts), 256)]
-    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    return embedder, Remembered(embedder), findings
 
 
 def _refuse_empty(rows: Sequence[Judged], near: float) -> None:

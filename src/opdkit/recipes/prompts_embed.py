@@ -141,6 +141,21 @@ def open_embedder(named: str | None, *, device: str) -> tuple[Embedder, list[Fin
     return HashedNgrams(), [told]
 
 
+class Remembered:
+    """An embedder that embeds a text once, some at a time: the same texts are asked about from both sides."""
+
+    def __init__(self, embedder: Embedder, *, batch: int = 256):
+        self.embedder, self.batch = embedder, batch
+        self._rows: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        new = list(dict.fromkeys(text for text in texts if text not in self._rows))
+        for begin in range(0, len(new), self.batch):
+            some = new[begin : begin + self.batch]
+            self._rows |= zip(some, self.embedder.embed(some), strict=True)
+        return np.stack([self._rows[text] for text in texts]) if texts else np.zeros((0, 1), np.float32)
+
+
 def _unit(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)

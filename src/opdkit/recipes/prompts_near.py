@@ -112,15 +112,19 @@ def apart_from_each_other(
     """A prompt as near as `near` to one before it that stays is dropped, so that what stays is pairwise apart."""
     mine = kept(rows)
     vectors = embed([asked(row.prompt) for row in mine]) if mine else np.zeros((0, 1), np.float32)
-    staying: list[int] = []
+    stays = np.zeros_like(vectors)  # filled from the front, so that no row is copied twice
+    staying: list[Judged] = []
     fate: dict[int, Judged] = {}
-    for i, row in enumerate(mine):
-        cosines = vectors[staying] @ vectors[i] if staying else np.zeros(0)
-        if len(cosines) and (best := int(cosines.argmax())) >= 0 and cosines[best] >= near:
-            other = mine[staying[best]].prompt
-            fate[id(row)] = row.drop(f"cosine {cosines[best]:.2f} to {where(other)}, which stays")
+    for row, vector in zip(mine, vectors, strict=True):
+        cosines = stays[: len(staying)] @ vector
+        best = int(cosines.argmax()) if staying else -1
+        if best >= 0 and cosines[best] >= near:
+            fate[id(row)] = row.drop(
+                f"cosine {cosines[best]:.2f} to {where(staying[best].prompt)}, which stays"
+            )
         else:
-            staying.append(i)
+            stays[len(staying)] = vector
+            staying.append(row)
     return [fate.get(id(row), row) for row in rows]
 
 

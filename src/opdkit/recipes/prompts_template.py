@@ -183,9 +183,10 @@ def choose_wrapper(bench: Bench, prompts: Sequence[Prompt], *, say: Say) -> Choi
     ways, refused = _ways(bench, candidates(bench.config), prompts[: cfg.probe])
     if len(ways) < 2:
         return None
-    tokens = len(ways) * cfg.probe * cfg.probe_responses * bench.config.sampling.max_tokens
+    tried_on = len(ways[0][1])
+    tokens = len(ways) * tried_on * cfg.probe_responses * bench.config.sampling.max_tokens
     say(
-        f"templates: {len(ways)} candidates × {cfg.probe} prompts × {cfg.probe_responses} responses, at most {tokens:,} tokens"
+        f"templates: {len(ways)} candidates × {tried_on} prompts × {cfg.probe_responses} responses, at most {tokens:,} tokens"
     )
     level = 1 - 0.05 / (len(ways) - 1)
     tried: list[Tried] = []
@@ -216,12 +217,19 @@ def _ways(
             continue
         ways.setdefault(tuple(p.ids for p in encoded), (wrapper, encoded))
     fit = set.intersection(*({p.id for p in encoded} for _, encoded in ways.values()))
+    if not fit:
+        return [], [*refused, "no prompt leaves room for a response under every candidate"]
     return [(w, [p for p in encoded if p.id in fit]) for w, encoded in ways.values()], refused
 
 
 def decide(tried: Sequence[Tried], *, gain: float) -> tuple[Wrapper, str]:
     """The rule above, and why in a sentence."""
     first = tried[0]
+    if DECIDES not in first.numbers:
+        return (
+            first.wrapper,
+            "the student's responses end with their first token, so there is nothing to compare",
+        )
 
     def eligible(it: Tried) -> bool:
         mass, right = it.gains.get(DECIDES), it.gains.get("accuracy")
