@@ -90,6 +90,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "mix.demonstrations": 3,
         "mix.path": "shown.jsonl",
     },
+    # prompts of another kind, whose share a guard of entropy moves: a floor that this run's entropy crosses both ways
+    "widened": {
+        "teacher": "teacher",
+        "task.grader": "exact",
+        "optim.lr": 3e-2,
+        "widen.path": "shown.jsonl",
+        "widen.share": 0.15,
+        "widen.window": 2,
+        "widen.floor": 5.65,
+        "widen.floor_of": "nats",
+        "widen.clear": 1.0,
+    },
     # an adapter learns from its own base under another temperature, which is in memory once
     "lora": {
         "student.lora": {"rank": 3, "alpha": 6.0},
@@ -327,7 +339,7 @@ class Case:
         """Writes models and prompts, and makes the reference run."""
         write_inputs(folder)
         settings = SETTINGS | VARIANTS[variant] | {key.replace("__", "."): v for key, v in changes.items()}
-        for key in ("teacher", "reference", "task", "mix.path"):
+        for key in ("teacher", "reference", "task", "mix.path", "widen.path"):
             if key in settings:
                 settings[key] = str(folder / settings[key])
         settings |= {

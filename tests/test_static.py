@@ -21,6 +21,7 @@ from models import CHAT_TEMPLATE, tiny_tokenizer
 from opdkit.cli.app import app
 from opdkit.config import dump_toml, load_config
 from opdkit.models.load import open_tokenizer
+from opdkit.recipes.prompts import align
 from opdkit.recipes.static import command, static_findings, static_renderings
 from opdkit.recipes.static_templates import Rendering, side_by_side
 from opdkit.tasks import Task, load_task
@@ -662,9 +663,18 @@ ORDER = ["error", "warning", "info"]
 
 def helps(finding: Finding, source: Path) -> None:
     """What the remedy says, done: the finding is gone, or no longer as bad."""
-    words = shlex.split(finding.remedy)
-    assert words[:3] == ["opd", "check", str(source)]
-    before, after = check(source), check(source, *words[3:])
+    program, verb, named, *changes = shlex.split(finding.remedy)
+    assert (program, named) == ("opd", str(source))
+    if verb == "prompts":
+        place = source.parent / "aligned.jsonl"
+        align(
+            load_config(source, changes[: changes.index("--out")]),
+            out=place,
+            source=named,
+            say=lambda _: None,
+        )
+        changes = [f"task.path={place}"]
+    before, after = check(source), check(source, *changes)
     same = [f for f in after if f.name == finding.name]
     assert all(ORDER.index(f.severity) > ORDER.index(finding.severity) for f in same), same
     assert errors(after) <= errors(before), after
@@ -679,13 +689,13 @@ def parses(remedy: str) -> None:
     if not remedy:
         return
     program, verb, *words = shlex.split(remedy)
-    assert program == "opd" and verb in ("check", "train")
+    assert program == "opd" and verb in ("check", "train", "prompts")
     cli = typer.main.get_command(app)
     assert isinstance(cli, click.Group | typer.core.TyperGroup)
     known = cli.commands.get(verb)
     if known is not None:
         known.make_context(verb, list(words))
-    load_config(Path(words[0]), words[1:])
+    load_config(Path(words[0]), words[1 : words.index("--out")] if "--out" in words else words[1:])
 
 
 def test_enough_is_planted() -> None:

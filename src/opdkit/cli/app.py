@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from opdkit.cli.errors import going_on, leave
+from opdkit.cli.prompts import prompts as align_prompts
 from opdkit.types import RunError, UserError
 
 app = typer.Typer(
@@ -276,6 +277,9 @@ def diagnose(
         out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(told) if as_json else "\n".join(lines(told)))
     raise typer.Exit(told["verdict"]["exit_code"])
+
+
+app.command("prompts")(align_prompts)
 
 
 @app.command("eval")

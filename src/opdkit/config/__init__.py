@@ -15,6 +15,7 @@ from opdkit.config.models import (
 )
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.config.presets import PRESETS, RECIPES
+from opdkit.config.prompts import PromptsConfig
 from opdkit.config.records import (
     Config,
     DiagnosticsConfig,
@@ -37,6 +38,7 @@ from opdkit.config.sampling import (
 )
 from opdkit.config.signal import SignalConfig
 from opdkit.config.tasks import FileTask, Grader, GymTask, MathTask, TaskConfig, WorldTask
+from opdkit.config.widen import WidenConfig
 
 __all__ = [
     "PRESETS",
@@ -62,6 +64,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Patience",
+    "PromptsConfig",
     "PushDownConfig",
     "RouterTeacher",
     "SamplerConfig",
@@ -75,6 +78,7 @@ __all__ = [
     "UntilConfig",
     "VllmSampling",
     "VllmServerSampling",
+    "WidenConfig",
     "WorldTask",
     "as_local",
     "build",

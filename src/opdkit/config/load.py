@@ -244,13 +244,14 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     def each(teachers: Any) -> Any:
         return {k: inside(v) for k, v in teachers.items()} if isinstance(teachers, dict) else teachers
 
-    return {
-        k: inside(v) if k in ("student", "teacher", "reference", "task", "mix") else v
-        for k, v in data.items()
-    }
+    return {k: inside(v) if k in _TABLES_WITH_PATHS else v for k, v in data.items()}
 
 
-_PATHS = ("model", "path", "eval_path", "demonstrations", "against", "data", "train", "eval")
+_TABLES_WITH_PATHS = ("student", "teacher", "reference", "task", "mix", "widen", "prompts")
+_PATHS = (
+    *("model", "path", "eval_path", "demonstrations", "against", "data", "train", "eval"),
+    *("taught", "apart", "embedding"),
+)
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -10,8 +10,10 @@ from opdkit.config.coldstart import ColdstartConfig
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
+from opdkit.config.prompts import PromptsConfig
 from opdkit.config.sampling import LocalSampling, Sampling
 from opdkit.config.tasks import Task
+from opdkit.config.widen import WidenConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -169,6 +171,8 @@ class Config(Record):
     """Which tokens are compared, by which divergence, through which estimator."""
     mix: MixConfig = MixConfig()
     """Demonstrations beside own rollouts, in `distill`."""
+    widen: WidenConfig = WidenConfig()
+    """Prompts of another kind beside the task's own, and the guard of the student's entropy."""
     sampling: Sampling = LocalSampling()
     """How rollouts are drawn."""
     optim: OptimConfig = OptimConfig()
@@ -185,6 +189,8 @@ class Config(Record):
     """What the control pushes down."""
     health: HealthConfig = HealthConfig()
     """Who watches, and what happens when it goes wrong."""
+    prompts: PromptsConfig = PromptsConfig()
+    """What `opd prompts` does with the training prompts."""
     eval: EvalConfig = EvalConfig()
     """How the student is examined."""
     save: SaveConfig = SaveConfig()

@@ -44,8 +44,9 @@ class SignalConfig(Record):
     """δ over all responses to a prompt: `centred` on their mean, `standardised` by their deviation as well. With discount = 1 the
     released code's `token_grpo` (arXiv 2604.13016)."""
 
-    prompts: Literal["none", "pass_rate"] = "none"
-    """`pass_rate`: weight r(1 − r), r the share of a prompt's responses that are right (PACED, arXiv 2603.11178)."""
+    prompts: Literal["none", "pass_rate", "row"] = "none"
+    """`pass_rate`: weight r(1 − r), r the share of a prompt's responses in the step that are right (PACED, arXiv 2603.11178) ·
+    `row`: the same from before the run, `opd.weight` of the row as `opd prompts` writes it."""
     reward: Reward = "none"
     """A grade as a signal beside the teacher's: its group-relative advantage A is `additive`; or `modulating`, A times a
     bounded function of δ in place of the divergence; or `sequential`, the teacher first, A alone after the switch

@@ -8,7 +8,7 @@ the window):
                 half_life   m_t = 2^(−t / h)
     select      m_t = 0 but for a share of the step                                objectives/selection.py
     gate        m_t = 0 where sign δ_t is not that of the grade                    F21
-    prompts     m_t · r(1 − r)                                                     F28, arXiv 2603.11178
+    prompts     m_t · r(1 − r), of the step or from before the run                 F28, arXiv 2603.11178
     discount    A_t = m_t Σ_{s>t} γ^(s−t) δ_s                                      F16, F2
     token_rewards  m_t / σ, δ → (δ − μ)/σ and A_t − μ/σ                            arXiv 2604.13016, token_grpo
     reward      A_t + w·R (additive) · m_t = 0, A_t = w·clip(e^(sign(R) δ_t), 1 ± ε)·R (modulating)
@@ -92,6 +92,8 @@ def _weights(spec: ObjectiveConfig, batch: Batch, ratio: Tensor, learns: Tensor,
         weight = torch.where(_agrees(batch, ratio), weight, 0.0)
     if signal.prompts == "pass_rate":
         weight = weight * pass_rate_weights(batch.rollouts)[batch.row]
+    if signal.prompts == "row":
+        weight = weight * row_weights(batch.rollouts)[batch.row]
     return weight
 
 
@@ -122,6 +124,11 @@ def pass_rate_weights(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
         rate = sum(_right(rollouts[i]) for i in members) / len(members)
         result[members] = rate * (1.0 - rate)
     return result
+
+
+def row_weights(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
+    """What the row of each rollout's prompt says, 1 where it says nothing."""
+    return torch.tensor([float(r.prompt.extra.get("weight", 1.0)) for r in rollouts])
 
 
 def _agrees(batch: Batch, ratio: Tensor) -> Bool[Tensor, " N"]:
@@ -192,6 +199,8 @@ def _rewarded(
     per_response = advantages(batch.rollouts, scale=signal.reward_scale, dtype=torch.float64)
     if signal.prompts == "pass_rate":
         per_response = per_response * pass_rate_weights(batch.rollouts)
+    if signal.prompts == "row":
+        per_response = per_response * row_weights(batch.rollouts)
     reward = torch.where(trained, signal.reward_weight * per_response[batch.row], 0.0)
     if signal.reward == "additive":
         return weight, advantage + reward

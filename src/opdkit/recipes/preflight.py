@@ -25,7 +25,13 @@ from opdkit.recipes.know import Continued, continued, teacher_numbers
 from opdkit.recipes.predict import predict
 from opdkit.recipes.probe import Number, Piece, numbers, read
 from opdkit.recipes.rehearse import STEPS, rehearse
-from opdkit.recipes.static import Rendering, command, static_findings, static_renderings
+from opdkit.recipes.static import (
+    Rendering,
+    command,
+    prompts_command,
+    static_findings,
+    static_renderings,
+)
 from opdkit.tasks import Task, load_task
 from opdkit.train.plan import make_plan
 from opdkit.train.prompts import encoded_prompts
@@ -333,7 +339,7 @@ def remedies(cfg: Config, *, source: str) -> dict[str, str]:
         "go": command("train", source),
         "teacher": f"opd check {source} --teacher OTHER",
         "length": command("check", source, f"sampling.max_tokens={longer}"),
-        "align": command("train", source, "task.render=teacher"),
+        "align": prompts_command(cfg, source),
         "more": command("check", source)
         + f" --budget {PROMPTS * MOST_RESPONSES * 2 * cfg.sampling.max_tokens}",
         "check": command("check", source),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from opdkit.config import Config
 from opdkit.recipes.static_ends import end_findings
 from opdkit.recipes.static_prompts import prompt_findings
-from opdkit.recipes.static_read import Subject, command, read_subject
+from opdkit.recipes.static_read import Subject, command, prompts_command, read_subject
 from opdkit.recipes.static_sampling import sampling_findings
 from opdkit.recipes.static_templates import Rendering, renderings, template_findings
 from opdkit.recipes.static_tokens import token_findings
@@ -17,7 +17,7 @@ from opdkit.tasks import Task
 from opdkit.train.plan import make_plan
 from opdkit.types import Finding, UserError
 
-__all__ = ["Rendering", "command", "static_findings", "static_renderings"]
+__all__ = ["Rendering", "command", "prompts_command", "static_findings", "static_renderings"]
 
 CHECKS: tuple[Callable[[Subject], list[Finding]], ...] = (
     token_findings,

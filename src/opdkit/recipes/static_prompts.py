@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from opdkit.recipes.static_read import PROBES, Side, Subject, counted, render
+from opdkit.recipes.static_read import PROBES, Side, Subject, counted, prompts_command, render
 from opdkit.tasks import encode
 from opdkit.types import Finding, Prompt, UserError
 
@@ -114,6 +114,7 @@ def _repeated_finding(subject: Subject, name: str, again: Sequence[Prompt], how:
         message=f"{len(again)} of {count} training prompts repeat another {how}: {_where(again)}, "
         f"{_excerpt(again[0])}",
         numbers={"repeated": len(again), "prompts": count},
+        remedy=_cleaned(subject) if worth else "",
         rule=f"repeated prompts ≥ {REPEATED:.0%} of a file" if worth else "",
         source="our choice" if worth else "",
     )
@@ -159,9 +160,15 @@ def _overlap(subject: Subject) -> list[Finding]:
             f"word, the others but for case and space): {_where(seen)}, {_excerpt(seen[0])}; accuracy would "
             "tell what was memorised. Remove them from one of the two files",
             numbers={"overlapping": len(seen), "word_for_word": alike, "evaluation_prompts": len(exam)},
+            remedy=_cleaned(subject),
             rule="no evaluation prompt is trained on",
         )
     ]
+
+
+def _cleaned(subject: Subject) -> str:
+    """The command that takes equal prompts out; nearness is left out, for what is near is a matter of judgement."""
+    return prompts_command(subject.config, subject.source, "prompts.near=1", "prompts.templates=false")
 
 
 def _special_text(subject: Subject) -> list[Finding]:

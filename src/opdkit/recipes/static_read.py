@@ -27,7 +27,7 @@ from opdkit.types import Finding, UserError
 # --- remedies -----------------------------------------------------------------------------------------------
 
 
-def command(verb: Literal["check", "train", "coldstart"], source: str, *changes: str) -> str:
+def command(verb: Literal["check", "train", "coldstart", "prompts"], source: str, *changes: str) -> str:
     """A command about the pair that the user named as `source`: a config file, or the options of `opd check`.
 
     >>> command("check", "my.toml", "sampling.stop_ids=[1, 2]")
@@ -43,6 +43,12 @@ def command(verb: Literal["check", "train", "coldstart"], source: str, *changes:
     again = {change.partition("=")[0] for change in changes}
     kept = [word for word in words if "=" not in word or word.partition("=")[0] not in again]
     return shlex.join(["opd", verb, *kept, *changes])
+
+
+def prompts_command(config: Config, source: str, *changes: str) -> str:
+    """`opd prompts` for the pair that the user named as `source`; the file it writes lies beside the run folder."""
+    out = config.run.with_name(f"{config.run.name}-prompts.jsonl")
+    return f"{command('prompts', source, *changes)} --out {shlex.quote(str(out))}"
 
 
 def _words(source: str) -> list[str]:

@@ -40,7 +40,7 @@ def write_report(
     called = names or run_names(runs)
     read = [read_run(path, name=name) for path, name in zip(runs, called, strict=True)]
     target = out or (runs[0].with_suffix(".html") if runs[0].is_file() else runs[0] / "report.html")
-    _write(target, render(read))
+    write_page(target, render(read))
     return target
 
 
@@ -55,7 +55,7 @@ def render(runs: Sequence[Run]) -> str:
     rolled = samples.groups(runs)
     ran = any(run.ran for run in runs)
     scripts = _scripts(rollouts=ran)
-    return _template().render(
+    return template("page.html.j2").render(
         runs=runs,
         both=both,
         ran=ran,
@@ -85,14 +85,15 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A page's template: what is put into it is escaped, what is missing is an error."""
     import jinja2  # heavy, and only this command needs it
 
     loader = jinja2.FunctionLoader(_file)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _scripts(*, rollouts: bool) -> list[str]:
@@ -131,7 +132,7 @@ def _file(name: str) -> str:
     return (files("opdkit.report") / name).read_text(encoding="utf-8")
 
 
-def _write(target: Path, text: str) -> None:
+def write_page(target: Path, text: str) -> None:
     """All or nothing: a page that is being looked at is never half a page."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:

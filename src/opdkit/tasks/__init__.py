@@ -5,7 +5,17 @@ child."""
 from opdkit.tasks.encode import demonstrations, encode, fit
 from opdkit.tasks.layouts import Said
 from opdkit.tasks.rollouts import read_rollouts
-from opdkit.tasks.steps import step_prompts
+from opdkit.tasks.steps import step_prompts, walk
 from opdkit.tasks.task import Task, load_task
 
-__all__ = ["Said", "Task", "demonstrations", "encode", "fit", "load_task", "read_rollouts", "step_prompts"]
+__all__ = [
+    "Said",
+    "Task",
+    "demonstrations",
+    "encode",
+    "fit",
+    "load_task",
+    "read_rollouts",
+    "step_prompts",
+    "walk",
+]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from opdkit.tasks.hub import hub_rows
 from opdkit.tasks.math_data import ANY, Columns, DataSet, Row, cell, known
-from opdkit.tasks.rows import column_names, must_be_file, read_rows
+from opdkit.tasks.rows import column_names, must_be_file, read_rows, weight
 from opdkit.tasks.wrappers import unwrapped, wrapped
 from opdkit.types import Prompt, UserError
 
@@ -122,6 +122,7 @@ def _prompt(
         response=shown if isinstance(shown, str) and shown else None,
         group=group,
         source=where,
+        extra=weight(row, where),
     )
     return prompt, problem
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from opdkit.config import FileTask
 
 Row = Mapping[str, Any]
-_OWN = ("messages", "id", "group", "reward_model", "extra_info")
+OPD = "opd"
+"""The column that `opd prompts` adds: reason, numbers, weight."""
+_OWN = ("messages", "id", "group", "reward_model", "extra_info", OPD)
 _SHAPE = 'a row is {"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
 
 
@@ -123,6 +125,7 @@ def _prompt(row: Row, cfg: FileTask, *, path: Path, line: int) -> Prompt:
         response=_response(row, cfg, where),
         group=None if row.get("group") is None else str(row["group"]),
         source=where,
+        extra=weight(row, where),
     )
 
 
@@ -177,6 +180,19 @@ def _response(row: Row, cfg: FileTask, where: str) -> str | None:
             hint="fill it, remove it, or set task.response_key",
         )
     return value
+
+
+def weight(row: Row, where: str) -> dict[str, float]:
+    """The row's `opd.weight`, as `weight`; {} where nobody wrote one."""
+    told = row.get(OPD)
+    value = told.get("weight") if isinstance(told, dict) else None
+    if value is None:
+        return {}
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise UserError(
+            f"{where}: opd.weight is {value!r}, no weight", hint="a number from 0 on, or leave it out"
+        )
+    return {"weight": float(value)}
 
 
 def _id(row: Row) -> str | None:

@@ -21,9 +21,19 @@ def step_prompts(prompts: Sequence[T], *, step: int, seed: int, count: int) -> l
     >>> sorted(two_epochs[:3]), sorted(two_epochs[3:])
     (['a', 'b', 'c'], ['a', 'b', 'c'])
     """
-    assert prompts and step >= 0 and count >= 0, "prompts is not empty, step counts from 0"
+    assert step >= 0, "steps count from 0"
+    return walk(prompts, begin=step * count, count=count, seed=seed)
+
+
+def walk(prompts: Sequence[T], *, begin: int, count: int, seed: int) -> list[T]:
+    """Places `begin` … `begin + count − 1` of that walk, for steps that do not all take as many.
+
+    >>> walk("abc", begin=0, count=4, seed=0) == [*step_prompts("abc", step=0, seed=0, count=4)]
+    True
+    """
+    assert (prompts or not count) and begin >= 0 and count >= 0, "prompts is not empty, places count from 0"
     chosen = []
-    for place in range(step * count, (step + 1) * count):
+    for place in range(begin, begin + count):
         epoch, offset = divmod(place, len(prompts))
         chosen.append(prompts[_permutation(len(prompts), seed, epoch)[offset]])
     return chosen

@@ -82,6 +82,16 @@ def _shown(path: Path, world: World) -> tuple[Prompt, ...]:
     from opdkit.config import FileTask  # pydantic: loaded only where a file is read
 
     prompts = read_prompts(path, FileTask(path=path))
+    _must_be_problems(prompts, world)
+    return prompts
+
+
+def refuse_foreign(prompts: Sequence[Prompt], cfg: WorldTask) -> None:
+    """UserError for a prompt that is no problem of the world: its verifier could not judge a response to it."""
+    _must_be_problems(prompts, open_world(cfg))
+
+
+def _must_be_problems(prompts: Sequence[Prompt], world: World) -> None:
     for prompt in prompts:
         try:
             world.parse(prompt.text or "")
@@ -90,4 +100,3 @@ def _shown(path: Path, world: World) -> tuple[Prompt, ...]:
                 f"{prompt.source} is no problem of this world: {error}",
                 hint="task.demonstrations=FILE with prompts of the world, or task.type=file",
             ) from error
-    return prompts

@@ -26,6 +26,7 @@ from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
 from opdkit.train.plan import Plan
+from opdkit.train.widen import Widen
 from opdkit.types import Needs, Prompt, Rollout, Scores
 
 Answer = TypeVar("Answer")
@@ -70,14 +71,16 @@ class OnPolicy:
         teacher_prompt_ids: Mapping[str, tuple[int, ...]] | None = None,
         student: LoadedModel | None = None,
         others: Mapping[str, Teacher] | None = None,
+        widen: Widen | None = None,
     ):
         """`student`: the learner's own module, where the sampler does not name its candidates. `others`: scorers beside the
-        teacher, by name."""
+        teacher, by name. `widen`: prompts of another kind in every step."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.start = task, sampler, start
         self.scorers = ({} if teacher is None else {"teacher": teacher}) | dict(others or {})
         self.teacher_prompt_ids = teacher_prompt_ids or {}
         self.student = student
+        self.widen = widen
 
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
@@ -90,7 +93,7 @@ class OnPolicy:
 
     def _rollouts(self, step: int) -> list[Rollout]:
         cfg = self.config
-        prompts = step_prompts(self.prompts, step=step, seed=cfg.seed, count=cfg.prompts_per_step)
+        prompts = self._prompts(step)
         mine = distinct(prompts)[self.world.rank :: self.world.size]
         sampled = self.sampler.sample(
             mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
@@ -99,6 +102,17 @@ class OnPolicy:
             assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
             sampled = with_candidates(self.student, sampled, needs=self.plan.student_needs)
         return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
+
+    def _prompts(self, step: int) -> list[Prompt]:
+        cfg = self.config
+        if self.widen is not None:
+            return self.widen.step_prompts(self.prompts, step=step)
+        return step_prompts(self.prompts, step=step, seed=cfg.seed, count=cfg.prompts_per_step)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What the row of the step says of where its prompts came from."""
+        return {} if self.widen is None else self.widen.numbers
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
         ids = self.teacher_prompt_ids.get(rollout.prompt.source)

@@ -126,6 +126,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                 _keep_rollouts(stage, done, rollouts, update, looks)
             talk.step(row, cfg.steps)
             findings = _step_findings(stage, done, row=row) + ([] if monitor is None else monitor.see(row))
+            findings += _widened(stage, row)
             for finding in findings:
                 _tell(stage, finding, talk)
             _tell_of_trackers(stage, talk)
@@ -215,7 +216,7 @@ def _row(
         canary=_canary(stage),
     )
     if isinstance(stage.feed, OnPolicy):
-        return row
+        return row | stage.feed.numbers
     for name in ("staleness", "ungraded_fraction"):  # say nothing of what is imitated
         row.pop(name, None)
     return row | stage.feed.numbers
@@ -422,6 +423,12 @@ def _step_findings(stage: Stage, done: int, *, row: dict[str, float]) -> list[Fi
             )
         )
     return found
+
+
+def _widened(stage: Stage, row: dict[str, float]) -> list[Finding]:
+    """What the step's entropy changes in the share of other prompts from the next step on; the same on every rank."""
+    widen = stage.feed.widen if isinstance(stage.feed, OnPolicy) else None
+    return [] if widen is None else [change.finding for change in widen.see(row)]
 
 
 def _tell_of_trackers(stage: Stage, talk: Talk) -> None:

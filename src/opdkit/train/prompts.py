@@ -15,6 +15,7 @@ from opdkit.engines.router import refuse_unrouted
 from opdkit.models.load import context_length, open_config, open_stop_ids
 from opdkit.tasks import demonstrations, encode, fit
 from opdkit.tasks.rows import must_be_file, read_prompts
+from opdkit.tasks.worlds import refuse_foreign
 from opdkit.train.plan import Plan
 from opdkit.train.teachers import renderer_of
 from opdkit.types import Finding, Prompt, Rollout, UserError
@@ -31,6 +32,7 @@ class Prompts:
     teacher_ids: Mapping[str, tuple[int, ...]]
     findings: tuple[Finding, ...]
     demonstrations: Sequence[Rollout] = ()
+    others: Sequence[Prompt] = ()  # of another kind, beside `train`
 
 
 def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
@@ -46,22 +48,39 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         )
     if config.story == "distill" and config.objective.signal.reads_grades and not task.training_graded:
         raise UserError("objective.signal reads grades, and the task has no grader", hint=_GRADER)
+    if config.story == "distill" and config.objective.signal.prompts == "row":
+        _must_be_weighted(task.train)
     renderer = open_renderer(config, plan.tokenizer)
     train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
     exam = encode(task.evaluation, plan.tokenizer, cfg, renderer=renderer)
     refuse_unknown_tokens([*train, *exam], plan.tokenizer, rows=plan.rows)
     student = min(context_length(open_config(config.student)), plan.reach)
+    if config.widen.path is not None and config.story in ("sft", "improve"):
+        raise UserError(
+            f"story {config.story!r} has no steps of own rollouts that widen.path could add to",
+            hint="widen.path=unset, or story=distill",
+        )
     if config.story == "sft":
         context = min(student, plan.teacher.context)
         return _to_imitate(config, plan, train, exam, context, told=(*plan.findings, *task.findings))
     kept, findings = fitting(train, context=student, max_tokens=config.sampling.max_tokens)
     exam, more = _examined(config, exam, student)
-    kept, teacher_ids, others = _as_the_teacher_reads(kept, config, plan, renderer)
+    kept, teacher_ids, read = _as_the_teacher_reads(kept, config, plan, renderer)
+    others, other_ids, left = _others(config, plan, renderer, student)
     shown, dropped = (
         _demonstrated(config, plan, task.train, renderer, student) if _mixes(config) else ([], [])
     )
-    told = (*plan.findings, *task.findings, *findings, *more, *others, *dropped, *_ungraded(task, config))
-    return Prompts(kept, exam, teacher_ids, told, demonstrations=shown)
+    told = (
+        *plan.findings,
+        *task.findings,
+        *findings,
+        *more,
+        *read,
+        *left,
+        *dropped,
+        *_ungraded(task, config),
+    )
+    return Prompts(kept, exam, teacher_ids | other_ids, told, demonstrations=shown, others=others)
 
 
 def open_renderer(config: Config, tokenizer: Any) -> Any:
@@ -98,6 +117,47 @@ def _to_imitate(
     kept, findings = _shown(config, plan, train, context)
     exam, more = _examined(config, exam, context)
     return Prompts((), exam, {}, (*told, *findings, *more), demonstrations=kept)
+
+
+def _must_be_weighted(prompts: Sequence[Prompt]) -> None:
+    without = [p for p in prompts if "weight" not in p.extra]
+    if without:
+        raise UserError(
+            f"{len(without)} of {len(prompts)} prompts have no opd.weight, the first is {without[0].source or without[0].id}",
+            hint="opd prompts CONFIG prompts.responses=4 --out FILE.jsonl writes it, or objective.signal.prompts=pass_rate",
+        )
+
+
+def _others(
+    config: Config, plan: Plan, renderer: Any, context: int
+) -> tuple[list[Prompt], dict[str, tuple[int, ...]], list[Finding]]:
+    """The prompts of `widen.path` as both models read them. Their ids are marked, so that no stream is drawn twice.
+
+    UserError for rows without an answer where the story lives on scores, or that a world's verifier cannot judge.
+    """
+    path = config.widen.path
+    if path is None:
+        return [], {}, []
+    must_be_file(path, key="widen.path")
+    columns = config.task.model_dump(include={"prompt_key", "answer_key"})
+    rows = read_prompts(path, FileTask(path=path, **columns))
+    graded = config.story == "grpo" or config.objective.signal.reads_grades
+    if graded and (without := [p for p in rows if p.answer is None and config.task.type != "testbed"]):
+        raise UserError(
+            f"{without[0].source} has no answer, and the signal of this run is made of grades",
+            hint="widen.path=unset, or a file whose rows have answers",
+        )
+    if config.objective.signal.prompts == "row":
+        _must_be_weighted(rows)
+    if config.task.type == "testbed":
+        refuse_foreign(rows, config.task)
+    rows = tuple(replace(p, id=f"off/{p.id}") for p in rows)
+    read = encode(rows, plan.tokenizer, config.task, renderer=renderer)
+    refuse_unknown_tokens(read, plan.tokenizer, rows=plan.rows)
+    length = config.sampling.max_tokens
+    fit_in, findings = fitting(read, context=context, max_tokens=length, kind="off-distribution")
+    kept, ids, more = _as_the_teacher_reads(fit_in, config, plan, renderer)
+    return kept, ids, [*findings, *more]
 
 
 def _mixes(config: Config) -> bool:

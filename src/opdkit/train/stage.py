@@ -41,6 +41,7 @@ from opdkit.train.mix import Mix, mixed_objective
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import Prompts, encoded_prompts
 from opdkit.train.teachers import check_teacher_weights, open_others, open_teacher, refuse_another
+from opdkit.train.widen import Widen
 from opdkit.types import Finding, Prompt, UserError
 
 
@@ -208,12 +209,22 @@ def _feed(
         teacher_prompt_ids=prompts.teacher_ids,
         student=loaded,
         others=others,
+        widen=_widen(config, prompts, folder, world),
     )
     if config.story != "sft":
         return own
     score = None if teacher is None else partial(own.scores_of_others, needs=plan.teacher_needs)
     shown = prompts.demonstrations
     return Demonstrations(config, rollouts=shown, world=world, clock=clock, start=start, score=score)
+
+
+def _widen(config: Config, prompts: Prompts, folder: RunFolder | None, world: World) -> Widen | None:
+    """Prompts of another kind, with the rows of a resumed run behind them: one rank has those, all decide alike."""
+    if config.widen.path is None:
+        return None
+    widen = Widen(config.widen, prompts.others, seed=config.seed, count=config.prompts_per_step)
+    widen.replay(world.gather([] if folder is None else folder.read_metrics())[0])
+    return widen
 
 
 def _mix(
