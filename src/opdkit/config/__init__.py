@@ -1,5 +1,6 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
+from opdkit.config.horizon import HorizonConfig
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import (
@@ -48,6 +49,7 @@ __all__ = [
     "GroupConfig",
     "GymTask",
     "HealthConfig",
+    "HorizonConfig",
     "ImproveConfig",
     "LearnerConfig",
     "LocalSampling",

@@ -25,6 +25,7 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
+from opdkit.train.horizon import Horizon, cut_at
 from opdkit.train.plan import Plan
 from opdkit.types import Needs, Prompt, Rollout, Scores
 
@@ -70,14 +71,16 @@ class OnPolicy:
         teacher_prompt_ids: Mapping[str, tuple[int, ...]] | None = None,
         student: LoadedModel | None = None,
         others: Mapping[str, Teacher] | None = None,
+        horizon: Horizon | None = None,
     ):
         """`student`: the learner's own module, where the sampler does not name its candidates. `others`: scorers beside the
-        teacher, by name."""
+        teacher, by name. `horizon`: moved by the loop."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.start = task, sampler, start
         self.scorers = ({} if teacher is None else {"teacher": teacher}) | dict(others or {})
         self.teacher_prompt_ids = teacher_prompt_ids or {}
         self.student = student
+        self.horizon = horizon or Horizon(config)
 
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
@@ -92,13 +95,16 @@ class OnPolicy:
         cfg = self.config
         prompts = step_prompts(self.prompts, step=step, seed=cfg.seed, count=cfg.prompts_per_step)
         mine = distinct(prompts)[self.world.rank :: self.world.size]
+        most = self.horizon.drawn
+        sampling = cfg.sampling.model_copy(update={"max_tokens": most})
         sampled = self.sampler.sample(
-            mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
+            mine, sampling=sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
         )
         if self.plan.candidates == "student_forward":
             assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
             sampled = with_candidates(self.student, sampled, needs=self.plan.student_needs)
-        return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
+        graded = self.task.grade([self._with_teacher_prompt(r) for r in sampled])
+        return cut_at(graded, most) if most < cfg.sampling.max_tokens else graded
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
         ids = self.teacher_prompt_ids.get(rollout.prompt.source)

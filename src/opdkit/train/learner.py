@@ -42,6 +42,12 @@ class Part:
     batch: Batch
     signal: Signal
     objective: Objective | Likelihood
+    window: int = 0  # the loss that is told is a mean over so many first tokens of a response; 0 = all. Gradients: over all
+
+    @property
+    def told(self) -> Tensor:
+        """[N], True at the positions whose loss is told."""
+        return self.batch.trained & (self.batch.depth < self.window) if self.window else self.batch.trained
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,17 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if skipped:
             self._skip(loss, norm)
-        tallied, sequences = self._tally(batch, notes, losses[0] * count, self._global_count(parts[:1]))
+        tallied, sequences = self._tally(batch, notes, losses[0] * count, self._summed_count([parts[0].told]))
         if len(parts) > 1:
             tallied = tallied + Tally({"loss_data": (losses[1] * count, self._global_count(parts[1:]))})
         return Update(tallied, sequences, merge(notes.extremes), grad_norm=norm, skipped=skipped)
 
     def _global_count(self, parts: Sequence[Part]) -> float:
         """Trained tokens over all ranks, those of weight 0 too; at least 1: an empty step is one of nothing."""
-        mine = torch.stack([part.batch.trained.sum() for part in parts]).sum()
+        return self._summed_count([part.batch.trained for part in parts])
+
+    def _summed_count(self, masks: Sequence[Tensor]) -> float:
+        mine = torch.stack([mask.sum() for mask in masks]).sum()
         return max(float(self.world.sum(mine).item()), 1.0)
 
     def _backward(
@@ -198,6 +207,8 @@ class Learner:
         p, q = torch.cat(notes.student_logp).cpu(), torch.cat(notes.teacher_logp).cpu()
         scores = [None if r.grade is None else r.grade.score for r in batch.rollouts]
         found = reliability(p, q, batch.row[index], scores)
+        if not found:
+            return Tally()
         depth, keep = batch.depth[index], batch.trained[index]
         return tally(found, keep=keep) + by_position(
             found, depth, bins=self.bins, max_tokens=self.max_tokens, keep=keep

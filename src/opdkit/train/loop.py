@@ -15,7 +15,7 @@ A resumed run continues bit for bit: prompts, random streams and measured positi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,8 +110,13 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                     early_source=plan.early_ids or "student",
                 )
                 objective = plan.objective.at(step)
-                moment = Moment(cfg.seed, step, rewarded=switched is not None and step >= switched)
-                own = Part(batch, objective.prepare(batch, moment), objective)
+                moment = Moment(
+                    cfg.seed,
+                    step,
+                    rewarded=switched is not None and step >= switched,
+                    window=stage.horizon.window,
+                )
+                own = Part(batch, objective.prepare(batch, moment), objective, window=moment.window)
                 parts = [own] if stage.mix is None else [own, stage.mix.part(step)]
                 update = learner.update(*parts, heads=heads, step=step)
             unpublished = _published(stage)  # unchanged after a skipped step
@@ -126,6 +131,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                 _keep_rollouts(stage, done, rollouts, update, looks)
             talk.step(row, cfg.steps)
             findings = _step_findings(stage, done, row=row) + ([] if monitor is None else monitor.see(row))
+            findings += _moved(stage, monitor, row, findings)
             for finding in findings:
                 _tell(stage, finding, talk)
             _tell_of_trackers(stage, talk)
@@ -213,6 +219,7 @@ def _row(
         rows=stage.plan.rows,
         ks=[] if stage.teacher is None else stage.config.diagnostics.ks,
         canary=_canary(stage),
+        horizon=stage.horizon if isinstance(stage.feed, OnPolicy) else None,
     )
     if isinstance(stage.feed, OnPolicy):
         return row
@@ -238,17 +245,44 @@ def _open(stage: Stage, talk: Talk) -> None:
 
 def _watch(stage: Stage, talk: Talk) -> Monitor | None:
     """The monitor, with the rows of a resumed run behind it. One rank watches: all have the same rows."""
-    if stage.folder is None or not stage.config.health.enabled:
-        return None
-    monitor = Monitor.of(stage.config)
-    for finding in monitor.replay(stage.folder.read_metrics(), stage.folder.read_findings()):
-        _tell(stage, finding, talk)
+    horizon, monitor = stage.horizon, None
+    rows = [] if stage.folder is None else stage.folder.read_metrics()
+    if stage.folder is not None and stage.config.health.enabled:
+        monitor = Monitor.of(stage.config)
+
+        def heard(row: Mapping[str, Any], found: list[Finding]) -> None:
+            horizon.see(row, [finding.name for finding in found], monitor.lasting)
+
+        for finding in monitor.replay(rows, stage.folder.read_findings(), heard=heard):
+            _tell(stage, finding, talk)
+    else:
+        for row in rows:
+            horizon.see(row)
+    _agree(stage)
     return monitor
+
+
+def _moved(
+    stage: Stage, monitor: Monitor | None, row: Mapping[str, float], findings: Sequence[Finding]
+) -> list[Finding]:
+    """The horizon after this step, the same on every rank; told where it is another one."""
+    horizon, change = stage.horizon, None
+    if stage.folder is not None:
+        lasting = monitor.lasting if monitor is not None else tuple
+        change = horizon.see(row, [finding.name for finding in findings], lasting)
+    _agree(stage)
+    return [] if change is None else [change.finding(horizon.mode)]
+
+
+def _agree(stage: Stage) -> None:
+    """The rank that has the rows decides how deep the horizon is."""
+    if stage.horizon.mode != "off":
+        stage.horizon.depth = stage.world.gather(stage.horizon.depth)[0]
 
 
 def _critical(stage: Stage, findings: Sequence[Finding]) -> list[str]:
     """What this step's findings say that is reason to stop, the same on every rank; [] where none is asked to."""
-    if stage.config.health.on_critical == "go_on":
+    if stage.config.health.on_critical != "stop":
         return []
     said = [f"{finding.name}: {finding.message}" for finding in findings if finding.severity == "error"]
     told: list[list[str]] = stage.world.gather(said)

@@ -46,6 +46,11 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         )
     if config.story == "distill" and config.objective.signal.reads_grades and not task.training_graded:
         raise UserError("objective.signal reads grades, and the task has no grader", hint=_GRADER)
+    if config.horizon.mode != "off" and config.horizon.by == "sign_reliability" and not task.training_graded:
+        raise UserError(
+            "horizon.by = sign_reliability is measured against grades, and the task has no grader",
+            hint=f"horizon.by=overlap_ratio, or {_GRADER}",
+        )
     renderer = open_renderer(config, plan.tokenizer)
     train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
     exam = encode(task.evaluation, plan.tokenizer, cfg, renderer=renderer)

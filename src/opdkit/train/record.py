@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from opdkit.diagnostics import Extreme, Extremes, auroc, derived, merge, overlap_chance, rollout_tally
+from opdkit.train.horizon import Horizon
 from opdkit.train.learner import Learner, Update
-from opdkit.types import Rollout
+from opdkit.types import Rollout, Tally
 
 
 def metrics_row(
@@ -25,15 +26,18 @@ def metrics_row(
     rows: int,
     ks: Sequence[int],
     canary: float | None = None,
+    horizon: Horizon | None = None,
 ) -> dict[str, float]:
     """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds the parts of the step.
 
     `canary` is |engine − learner| in nats on the fixed prompt after the last publish, where there is an engine.
+    `horizon`: as it was in this step.
     `ks` are widths at which chance is told: none without a teacher.
 
     A collective: every rank calls it, and all get the row of all ranks' rollouts.
     """
-    tally = update.tally + learner.summed(rollout_tally(rollouts))
+    beside = {} if horizon is None else horizon.numbers(rollouts)
+    tally = update.tally + learner.summed(rollout_tally(rollouts) + Tally(beside))
     row: dict[str, float] = {"step": done, **derived(tally)}
     row |= {f"overlap_chance_at_{k}": overlap_chance(k=k, size=rows) for k in ks if k <= rows}
     row |= _sequence_numbers(update, rollouts, learner) | _extremes(update, learner)

@@ -34,6 +34,7 @@ from opdkit.run.trackers import Trackers, erase_mirrors, require_trackers
 from opdkit.run.world import World
 from opdkit.train.adapters import check_engine, check_student, open_student
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
+from opdkit.train.horizon import Horizon
 from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import Learner
 from opdkit.train.mix import Mix, mixed_objective
@@ -71,6 +72,7 @@ class Stage:
     others: Mapping[str, Teacher]  # models beside student and teacher
     feed: OnPolicy | Demonstrations | Rounds
     mix: Mix | None  # data beside own rollouts
+    horizon: Horizon  # how deep the teacher is listened to; the loop moves it, the feed draws as far
     clock: Clock
     findings: tuple[Finding, ...]
 
@@ -146,8 +148,10 @@ def _set(
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
-    clock = Clock()
-    feed = _feed(config, plan, world, task, prompts, folder, loaded, sampler, teacher, others, clock, start)
+    clock, horizon = Clock(), Horizon(config)
+    feed = _feed(
+        config, plan, world, task, prompts, folder, loaded, sampler, teacher, others, clock, start, horizon
+    )
     return Stage(
         config,
         plan,
@@ -163,6 +167,7 @@ def _set(
         others,
         feed,
         _mix(config, plan, world, prompts, feed),
+        horizon,
         clock,
         findings,
     )
@@ -181,6 +186,7 @@ def _feed(
     others: Mapping[str, Teacher],
     clock: Clock,
     start: int,
+    horizon: Horizon,
 ) -> OnPolicy | Demonstrations | Rounds:
     """What tells the stories apart, beside their objective: where a step's rollouts come from."""
     if config.story == "sft":
@@ -209,6 +215,7 @@ def _feed(
         teacher_prompt_ids=prompts.teacher_ids,
         student=loaded,
         others=others,
+        horizon=horizon,
     )
 
 
