@@ -90,6 +90,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "mix.demonstrations": 3,
         "mix.path": "shown.jsonl",
     },
+    # an average of itself, which moves at every step
+    "ema": {
+        "teacher.type": "self",
+        "teacher.ema": 0.9,
+        "teacher.temperature": 0.7,
+        "task.grader": "exact",
+        "objective": "full",
+    },
     # the depth that is drawn and trained follows what was measured, and a collapse of the tail halves it
     "horizon": {
         "teacher": "teacher",

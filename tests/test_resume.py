@@ -116,6 +116,12 @@ def test_the_horizon_of_a_resumed_run_is_the_one_it_would_have_had(nursery: Nurs
     assert trial.struck and trial.identical, trial
 
 
+def test_a_teacher_that_is_an_average_is_taken_up_again(nursery: Nursery, place: Path) -> None:
+    case = Case.make(nursery, place, "ema")
+    trial = case.trial("ema", [Kill(when=lambda run: look(run)["rows"] >= 5), Kill(save=1)])
+    assert trial.struck and trial.identical, trial
+
+
 def test_a_damaged_checkpoint_is_told_once(local: Case) -> None:
     """The older one is used; the finding says so, however often the run is resumed from there."""
     run = local.folder / "damaged"

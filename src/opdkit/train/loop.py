@@ -315,7 +315,7 @@ def save(stage: Stage, done: int) -> None:
     weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
     adapter, (base, _) = learner.adapter(), base_of(stage.config.student)
     teacher, cfg = stage.teacher, stage.config.teacher
-    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and cfg.every > 0:
+    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and cfg.moves_every:
         tensors["teacher"] = {k: v.clone() for k, v in teacher.loaded.model.state_dict().items()}
 
     def write(folder: Path) -> None:
@@ -435,11 +435,12 @@ def _keep_rollouts(
 
 
 def _refresh_teacher(stage: Stage, done: int) -> None:
-    """A teacher that is the student's earlier copy moves on every `teacher.every` steps."""
-    cfg = stage.config.teacher
-    teacher = stage.teacher
-    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and due(done, cfg.every):
-        teacher.adopt(stage.learner.weights())
+    """A teacher that is the student's earlier copy moves on: to where the student is, or towards it."""
+    cfg, teacher = stage.config.teacher, stage.teacher
+    if not (isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self"):
+        return
+    if due(done, cfg.moves_every):
+        teacher.adopt(stage.learner.weights(), keep=cfg.ema)
 
 
 def _step_findings(stage: Stage, done: int, *, row: dict[str, float]) -> list[Finding]:
