@@ -21,8 +21,9 @@ class HorizonConfig(Record):
     """`mask`: tokens beyond the horizon are drawn and measured, and do not learn from the teacher. `shorten`: they are not
     drawn; cheaper, but what lies beyond is not seen, so the horizon grows by trying."""
     by: By = "sign_reliability"
-    """What is measured per position bin, and ends the horizon at the first bin where it fails: `sign_reliability` against the
-    grade; `overlap_ratio` of the bin over that of the first; the student's `entropy` over the teacher's."""
+    """What is measured per position bin; the horizon ends where all that comes later is, on balance, beyond the threshold:
+    `sign_reliability` against the grade; `overlap_ratio` of the bin over that of the first; the student's `entropy` over the
+    teacher's."""
     every: int = Field(default=10, ge=1)
     """Decide every so many steps, from the rows of these steps."""
     start: int = Field(default=0, ge=0)

@@ -200,15 +200,13 @@ class Learner:
         return everywhere, sequences
 
     def _reliability(self, batch: Batch, notes: Notes) -> Tally:
-        """Whether signs of the token signal go with the grade, over all positions that both models were read at."""
+        """The token signal's size and whether its signs go with the grade, over all positions that both models were read at."""
         if not notes.sampled_index:
             return Tally()
         index = torch.cat(notes.sampled_index).cpu()
         p, q = torch.cat(notes.student_logp).cpu(), torch.cat(notes.teacher_logp).cpu()
         scores = [None if r.grade is None else r.grade.score for r in batch.rollouts]
         found = reliability(p, q, batch.row[index], scores)
-        if not found:
-            return Tally()
         depth, keep = batch.depth[index], batch.trained[index]
         return tally(found, keep=keep) + by_position(
             found, depth, bins=self.bins, max_tokens=self.max_tokens, keep=keep
