@@ -61,7 +61,7 @@ def test_one_early_bin_ends_nothing() -> None:
 def test_what_nobody_measured_is_kept() -> None:
     known_once = [row(0, [0.7, 0.6, 0.1, 0.1]), *(row(i, [0.7, 0.6, None, None]) for i in range(1, 4))]
     assert trusted_depth(known_once, by="sign_reliability", bound=0.5, max_tokens=MOST) == MOST
-    assert trusted_depth([{}], by="overlap_ratio", bound=0.8, max_tokens=MOST) == MOST
+    assert trusted_depth([{}], by="overlap_ratio", bound=0.8, max_tokens=MOST) is None
 
 
 def test_a_bin_within_its_error_is_kept() -> None:
@@ -70,6 +70,26 @@ def test_a_bin_within_its_error_is_kept() -> None:
     assert trusted_depth(noisy, by="sign_reliability", bound=0.5, max_tokens=MOST) == MOST
     sure = [row(i, [0.7, 0.6, share, share]) for i, share in enumerate((0.47, 0.49, 0.47, 0.49))]
     assert trusted_depth(sure, by="sign_reliability", bound=0.5, max_tokens=MOST) == 16
+
+
+def test_where_only_wrong_responses_reach_nothing_is_trusted() -> None:
+    """Right ones end after 16 tokens; of a step without any right response nothing is known."""
+
+    def told(step: int, *, right: int, wrong: int) -> dict[str, Any]:
+        known = [f"by_position/{WIDTH * b}/reward_up" for b in range(BINS)]
+        return {
+            "step": step,
+            **{f"{key}_right": 0.6 for key in known[:right]},
+            **{f"{key}_wrong": 0.5 for key in known[:wrong]},
+            **row(step, [0.55] * min(right, wrong)),
+        }
+
+    rows = [told(i, right=2, wrong=4) for i in range(3)]
+    assert trusted_depth(rows, by="sign_reliability", bound=0.5, max_tokens=MOST) == 16
+    hopeless = [told(i, right=0, wrong=4) for i in range(3)]
+    assert trusted_depth(hopeless, by="sign_reliability", bound=0.5, max_tokens=MOST) is None
+    alike = [told(i, right=2, wrong=2) for i in range(3)]
+    assert trusted_depth(alike, by="sign_reliability", bound=0.5, max_tokens=MOST) == MOST
 
 
 def test_overlap_is_compared_with_the_responses_own_beginning() -> None:
@@ -100,8 +120,10 @@ def test_a_depth_ends_a_bin_and_a_lower_bound_never_shortens_it(
 ) -> None:
     rows = [row(i, some, by) for i, some in enumerate(shares)]
     depth = trusted_depth(rows, by=by, bound=bound, max_tokens=MOST)
-    assert depth in range(0, MOST + 1, WIDTH)
-    assert trusted_depth(rows, by=by, bound=bound / 2, max_tokens=MOST) >= depth
+    lower = trusted_depth(rows, by=by, bound=bound / 2, max_tokens=MOST)
+    assert (depth is None) == (lower is None)
+    if depth is not None and lower is not None:
+        assert depth in range(0, MOST + 1, WIDTH) and lower >= depth
 
 
 # --- decisions -------------------------------------------------------------------------------------------------
@@ -140,6 +162,27 @@ def test_it_grows_by_steps_and_shrinks_at_once() -> None:
         seen.append(horizon.depth)
     assert seen == [12, 24, 32, 8, 4]
     assert horizon.window == 4 and horizon.drawn == MOST
+
+
+def test_of_nothing_a_start_grows_and_a_cut_stays() -> None:
+    horizon = Horizon(config(horizon={"start": 8, "every": 1}))
+    seen = []
+    for step, shares in enumerate([[None] * 4, [0.9, 0.2, 0.2, 0.2], [None] * 4, [None] * 4]):
+        horizon.see(row(step + 1, shares))
+        seen.append(horizon.depth)
+    assert seen == [16, 8, 8, 8]
+
+
+def test_what_is_not_drawn_is_tried_less_and_less_often() -> None:
+    horizon = Horizon(config(horizon={"mode": "shorten", "every": 1}))
+    cuts = []
+    for step in range(1, 40):
+        beyond = 0.1 if horizon.depth > 8 else None
+        change = horizon.see(row(step, [0.9, *[beyond] * 3]))
+        if change is not None and change.depth < change.before:
+            cuts.append(step)
+    apart = [b - a for a, b in itertools.pairwise(cuts)]
+    assert cuts[0] == 1 and apart == sorted(apart) and apart[-1] >= 3 * apart[0]
 
 
 def test_shorten_draws_no_further() -> None:

@@ -47,7 +47,8 @@ class LocalTeacher(Record):
     payload: Literal["hidden", "ids"] = "hidden"
     """What travels per position: `hidden` states or, as from a server, log-probs at `ids`."""
     context: str | None = None
-    """A system message only the teacher reads: the same weights under another context are another teacher."""
+    """A system message only the teacher reads: the same weights under another context are another teacher. {answer} and
+    {response} stand for what the prompt's row has of them."""
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per teacher forward."""
 
@@ -68,7 +69,8 @@ class SelfTeacher(Record):
     payload: Literal["hidden", "ids"] = "hidden"
     """As for a local teacher."""
     context: str | None = None
-    """A system message only the teacher reads."""
+    """A system message only the teacher reads. With {answer} or {response}, filled from the prompt's row, the teacher is the
+    student itself that was told more (arXiv 2601.18734)."""
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per teacher forward."""
 

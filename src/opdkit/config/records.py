@@ -116,6 +116,7 @@ HealthName = Literal[
     "clipped_signal",
     "skipped_steps",
     "accuracy_fall",
+    "privileged_leak",
 ]
 
 

@@ -33,6 +33,7 @@ WATCHED = frozenset(
         "clipped_fraction",
         "skipped_steps",
         "accuracy",
+        "copied_fraction",
     )
 )
 """Names that conditions ask for, beside by_position/START/entropy_student. Others may hold anything."""

@@ -3,7 +3,7 @@
     RUN/rollouts/step_N.jsonl → both models read them → by position bin: entropy, overlap, |advantage|, sign reliability
                               → both go on from where bins begin → continuation advantage        (with a grader, if asked)
 
-The student that reads step N is the run's checkpoint nearest below, for the weights that drew those rollouts may be gone; which one
+The student that reads step N is the checkpoint nearest below, for the weights that drew those rollouts may be gone; which one
 is in every row. The folder that is written is one that `opd report` draws: position upwards, step to the right (arXiv
 2604.13016, Figs. 11b, 13, 14 and 23).
 """

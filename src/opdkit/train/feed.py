@@ -27,7 +27,8 @@ from opdkit.run.world import World
 from opdkit.tasks import step_prompts
 from opdkit.train.horizon import Horizon, cut_at
 from opdkit.train.plan import Plan
-from opdkit.types import Needs, Prompt, Rollout, Scores
+from opdkit.train.privileged import copied
+from opdkit.types import Needs, Prompt, Rollout, Scores, Tally
 
 Answer = TypeVar("Answer")
 Fed = tuple[int, list[Rollout], dict[str, list[Scores]]]
@@ -72,15 +73,17 @@ class OnPolicy:
         student: LoadedModel | None = None,
         others: Mapping[str, Teacher] | None = None,
         horizon: Horizon | None = None,
+        told: Mapping[str, tuple[int, ...]] | None = None,
     ):
         """`student`: the learner's own module, where the sampler does not name its candidates. `others`: scorers beside the
-        teacher, by name. `horizon`: moved by the loop."""
+        teacher, by name. `horizon`: moved by the loop. `told`: what the teacher reads of a demonstration."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.start = task, sampler, start
         self.scorers = ({} if teacher is None else {"teacher": teacher}) | dict(others or {})
         self.teacher_prompt_ids = teacher_prompt_ids or {}
         self.student = student
         self.horizon = horizon or Horizon(config)
+        self.told = told or {}
 
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
@@ -90,6 +93,10 @@ class OnPolicy:
             with self.clock.timed("score"):
                 scores = self._scores(rollouts)
             yield step, rollouts, scores
+
+    def beside(self, rollouts: Sequence[Rollout]) -> Tally:
+        """What the feed alone knows of a step's rollouts."""
+        return Tally({**self.horizon.numbers(rollouts), **copied(rollouts, self.told)})
 
     def _rollouts(self, step: int) -> list[Rollout]:
         cfg = self.config

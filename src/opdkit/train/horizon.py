@@ -6,8 +6,9 @@ killed and resumed goes on with the horizon that it would have had:
     every `horizon.every` steps   the depth that these steps' rows trust (diagnostics/depth.py); longer by `growth` at most
     a condition of the tail       half, and again every `every` steps while it lasts   (health.on_critical = mask, shorten)
 
-never below `floor`. `mask` narrows the window that trains, `shorten` also what is drawn. A response that is cut by the horizon
-has neither ended nor run into the limit: its finish is "cut", and it is not graded, for an unfinished answer is not a wrong one.
+never below `floor`. `mask` narrows the window that trains, `shorten` also what is drawn; growing is a trial then, and after the
+n-th cut it waits for 2^(n − 1) decisions. A response that is cut by the horizon has neither ended nor run into the limit: its
+finish is "cut", and it is not graded, for an unfinished answer is not a wrong one.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Change:
 
     def finding(self, mode: str) -> Finding:
         """What is told of it."""
-        done = {"mask": "train", "shorten": "are drawn"}[mode]
-        later = f", later ones no longer {done}" if self.depth < self.before else ""
+        done = {"mask": "train no longer", "shorten": "are no longer drawn"}[mode]
+        later = f", later ones {done}" if self.depth < self.before else ""
         return Finding(
             name="horizon",
             severity="info",
@@ -60,7 +61,8 @@ class Horizon:
         self.least = min(self.cfg.floor, self.most)
         self.depth = self.cfg.start or self.most
         self._rows: list[Mapping[str, Any]] = []  # since the last decision
-        self._collapsed = False
+        self._collapsed = self._shortened = False
+        self._cuts = self._waits = 0  # by measurement; decisions before the next trial
 
     @property
     def window(self) -> int:
@@ -95,11 +97,28 @@ class Horizon:
         cfg = self.cfg
         bound = THRESHOLDS[cfg.by] if cfg.threshold is None else cfg.threshold
         trusted = trusted_depth(self._rows, by=cfg.by, bound=bound, max_tokens=self.most)
-        why = f"{cfg.by} trusted up to {trusted} tokens, bound {bound:g}"
-        return self._to(row, min(trusted, int(self.depth * cfg.growth), self.most), why=why)
+        if trusted is None:  # nothing was told: a start grows on, what was cut stays
+            known, trusted = "unknown", self.depth if self._shortened else self.most
+        else:
+            known = f"trusted up to {trusted} tokens, bound {bound:g}"
+        depth = self._tried(min(trusted, int(self.depth * cfg.growth), self.most))
+        return self._to(row, depth, why=f"{cfg.by} {known}")
+
+    def _tried(self, depth: int) -> int:
+        """What is beyond the horizon is unknown where it is not drawn: a trial that failed is not soon repeated."""
+        if self.mode != "shorten":
+            return depth
+        if max(depth, self.least) < self.depth:
+            self._cuts += 1
+            self._waits = 2 ** (self._cuts - 1)
+        elif depth > self.depth and self._waits > 0:
+            self._waits -= 1
+            return self.depth
+        return depth
 
     def _to(self, row: Mapping[str, Any], depth: int, *, why: str) -> Change | None:
         before, self.depth, self._rows = self.depth, max(self.least, depth), []
+        self._shortened = self._shortened or self.depth < before
         return None if self.depth == before else Change(int(row["step"]), self.depth, before, why)
 
     def numbers(self, rollouts: Sequence[Rollout]) -> dict[str, tuple[float, float]]:

@@ -219,7 +219,7 @@ def _row(
         rows=stage.plan.rows,
         ks=[] if stage.teacher is None else stage.config.diagnostics.ks,
         canary=_canary(stage),
-        horizon=stage.horizon if isinstance(stage.feed, OnPolicy) else None,
+        beside=stage.feed.beside(rollouts) if isinstance(stage.feed, OnPolicy) else None,
     )
     if isinstance(stage.feed, OnPolicy):
         return row

@@ -7,7 +7,7 @@ is left, the user is told what would fit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opdkit.config import Config, FileTask, RouterTeacher
@@ -16,6 +16,7 @@ from opdkit.models.load import context_length, open_config, open_stop_ids
 from opdkit.tasks import demonstrations, encode, fit
 from opdkit.tasks.rows import must_be_file, read_prompts
 from opdkit.train.plan import Plan
+from opdkit.train.privileged import filled, refuse_other_beginnings, told_tokens
 from opdkit.train.teachers import renderer_of
 from opdkit.types import Finding, Prompt, Rollout, UserError
 
@@ -31,6 +32,9 @@ class Prompts:
     teacher_ids: Mapping[str, tuple[int, ...]]
     findings: tuple[Finding, ...]
     demonstrations: Sequence[Rollout] = ()
+    told: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # source → a demonstration the teacher reads
 
 
 def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
@@ -65,7 +69,9 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         _demonstrated(config, plan, task.train, renderer, student) if _mixes(config) else ([], [])
     )
     told = (*plan.findings, *task.findings, *findings, *more, *others, *dropped, *_ungraded(task, config))
-    return Prompts(kept, exam, teacher_ids, told, demonstrations=shown)
+    context = None if config.teacher is None else config.teacher.context
+    tokens = told_tokens(kept, plan.tokenizer, context=context)
+    return Prompts(kept, exam, teacher_ids, told, demonstrations=shown, told=tokens)
 
 
 def open_renderer(config: Config, tokenizer: Any) -> Any:
@@ -227,8 +233,9 @@ def _as_the_teacher_reads(
         )
         return kept, {}, findings
     bare = [replace(p, ids=()) for p in prompts]
-    read = encode(bare, plan.tokenizer, config.task, system=cfg.context, renderer=renderer)
+    read = encode(bare, plan.tokenizer, config.task, system=filled(cfg.context, bare), renderer=renderer)
     refuse_unknown_tokens(read, plan.tokenizer, rows=plan.rows)
+    refuse_other_beginnings(prompts, read)
     read, findings = fitting(read, context=context, max_tokens=config.sampling.max_tokens, reader="teacher")
     ids = {p.source: p.ids for p in read}
     return [p for p in prompts if p.source in ids], ids, findings

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from opdkit.diagnostics import Extreme, Extremes, auroc, derived, merge, overlap_chance, rollout_tally
-from opdkit.train.horizon import Horizon
 from opdkit.train.learner import Learner, Update
 from opdkit.types import Rollout, Tally
 
@@ -26,18 +25,17 @@ def metrics_row(
     rows: int,
     ks: Sequence[int],
     canary: float | None = None,
-    horizon: Horizon | None = None,
+    beside: Tally | None = None,
 ) -> dict[str, float]:
     """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds the parts of the step.
 
     `canary` is |engine − learner| in nats on the fixed prompt after the last publish, where there is an engine.
-    `horizon`: as it was in this step.
+    `beside`: what the feed alone knows of the rollouts.
     `ks` are widths at which chance is told: none without a teacher.
 
     A collective: every rank calls it, and all get the row of all ranks' rollouts.
     """
-    beside = {} if horizon is None else horizon.numbers(rollouts)
-    tally = update.tally + learner.summed(rollout_tally(rollouts) + Tally(beside))
+    tally = update.tally + learner.summed(rollout_tally(rollouts) + (beside or Tally()))
     row: dict[str, float] = {"step": done, **derived(tally)}
     row |= {f"overlap_chance_at_{k}": overlap_chance(k=k, size=rows) for k in ks if k <= rows}
     row |= _sequence_numbers(update, rollouts, learner) | _extremes(update, learner)

@@ -216,6 +216,7 @@ def _feed(
         student=loaded,
         others=others,
         horizon=horizon,
+        told=prompts.told,
     )
 
 
