@@ -18,6 +18,7 @@ from torch import Tensor
 from opdkit.config import LearnerConfig, OptimConfig
 from opdkit.diagnostics import (
     Extremes,
+    Measures,
     by_position,
     by_sequence,
     by_teacher,
@@ -26,6 +27,7 @@ from opdkit.diagnostics import (
     sequence_reward,
     tally,
 )
+from opdkit.diagnostics.alignment import where_defined
 from opdkit.models.adapter import adapter_state, merged_state
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
@@ -193,7 +195,7 @@ class Learner:
             teachers=[s.teacher for s in batch.scores.get("teacher", ())],
             keep=batch.trained[index],
         )
-        here = here + self._reliability(batch, notes)
+        here = here + self._reliability(batch, notes) + _stops(batch, notes)
         sequences = dict(by_sequence(measures, batch.row[index], rows=len(batch.rollouts)))
         sequences["sequence_reward"] = _sequence_rewards(batch, notes)
         everywhere = self.summed(here) + Tally({"loss": (loss_sum, count)})
@@ -260,6 +262,22 @@ class Learner:
         self.version = int(state["version"])
         self.skipped_steps = int(state["skipped_steps"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def _stops(batch: Batch, notes: Notes) -> Tally:
+    """p(E) and q(E) of end tokens E where the student stopped and where it did not (arXiv 2609.37326: a teacher may give stop
+    probability only where the student stops already)."""
+    if not notes.stop_index:
+        return Tally()
+    index = torch.cat(notes.stop_index).cpu()
+    lasts = torch.tensor([r.length - 1 if r.finish_reason == "stop" else -1 for r in batch.rollouts])
+    at_end = batch.depth[index] == lasts[batch.row[index]]
+    found: Measures = {}
+    for who, noted in (("student", notes.student_stop), ("teacher", notes.teacher_stop)):
+        mass = torch.cat(noted).cpu()
+        for where, keep in (("at_end", at_end), ("elsewhere", ~at_end)):
+            found[f"stop_{who}_{where}"] = where_defined(mass, keep)
+    return tally(found, keep=batch.trained[index])
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:

@@ -355,6 +355,7 @@ def make_learner(config: Config, loaded: LoadedModel, world: World) -> Learner:
         chunk_rows=config.learner.chunk_rows,
         k=config.diagnostics.k,
         ks=config.diagnostics.ks,
+        ends=config.sampling.stop_ids or loaded.stop_ids,
     )
     return Learner(
         student,
