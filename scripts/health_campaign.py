@@ -261,7 +261,8 @@ INTRODUCTION = """# Health during training
 
 `opd train` watches its own metrics. Each condition below is told once per run, on the terminal, in `findings.jsonl` and in
 the report, with the numbers behind it, the rule that fired and a command to type. `health.on_critical = "stop"` saves a
-checkpoint and stops (exit code 1) at a finding of severity `error`; `health.ignore` silences conditions by name;
+checkpoint and stops (exit code 1) at a finding of severity `error`; `"mask"` and `"shorten"` go on and halve the horizon at a
+condition of the tail of responses ([horizon.md](horizon.md)); `health.ignore` silences conditions by name;
 `health.patience` is the share of the steps before a trend is judged; `health.enabled = false` switches the monitor off.
 
 ```console

@@ -102,6 +102,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "widen.floor_of": "nats",
         "widen.clear": 1.0,
     },
+    # an average of itself, which moves at every step
+    "ema": {
+        "teacher.type": "self",
+        "teacher.ema": 0.9,
+        "teacher.temperature": 0.7,
+        "task.grader": "exact",
+        "objective": "full",
+    },
+    # the depth that is drawn and trained follows what was measured, and a collapse of the tail halves it
+    "horizon": {
+        "teacher": "teacher",
+        "task.grader.type": "regex",
+        "task.grader.pattern": r"'(\d)'",
+        "horizon.mode": "shorten",
+        "horizon.by": "entropy",
+        "horizon.threshold": 2.0,
+        "horizon.every": 2,
+        "horizon.start": 4,
+        "horizon.floor": 3,
+        "horizon.growth": 1.5,
+        "health.on_critical": "shorten",
+        "diagnostics.bins": 4,
+        "diagnostics.positions": 0,
+    },
     # an adapter learns from its own base under another temperature, which is in memory once
     "lora": {
         "student.lora": {"rank": 3, "alpha": 6.0},

@@ -108,6 +108,20 @@ def test_what_an_objective_reads_of_several_models_and_data_is_taken_up_again(
     assert trial.struck and trial.identical, trial
 
 
+def test_the_horizon_of_a_resumed_run_is_the_one_it_would_have_had(nursery: Nursery, place: Path) -> None:
+    case = Case.make(nursery, place, "horizon")
+    depths = [row["horizon"] for row in rows(case.reference, "metrics.jsonl")]
+    assert len(set(depths)) > 2, depths  # it moved, or nothing would be shown
+    trial = case.trial("horizon", [Kill(when=lambda run: look(run)["rows"] >= 5), Kill(save=1)])
+    assert trial.struck and trial.identical, trial
+
+
+def test_a_teacher_that_is_an_average_is_taken_up_again(nursery: Nursery, place: Path) -> None:
+    case = Case.make(nursery, place, "ema")
+    trial = case.trial("ema", [Kill(when=lambda run: look(run)["rows"] >= 5), Kill(save=1)])
+    assert trial.struck and trial.identical, trial
+
+
 def test_a_damaged_checkpoint_is_told_once(local: Case) -> None:
     """The older one is used; the finding says so, however often the run is resumed from there."""
     run = local.folder / "damaged"

@@ -217,6 +217,30 @@ def test_a_run_that_is_its_own_teacher(tmp_path: Path, capfd, monkeypatch):
     assert moved[0] <= 1e-6 and moved[1] > 1e-5 and moved[2] <= 1e-6
 
 
+@pytest.mark.parametrize("tie", [False, True])
+def test_an_average_moves_towards_the_student(tie: bool) -> None:
+    """Three moves of one loop by hand; a tied table, which has two names, moves once."""
+    loaded = tiny_loaded("llama", seed=0, tie=tie)
+    teacher = LocalTeacher(frozen_copy(loaded))
+    expected = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                parameter.add_(0.1)
+        teacher.adopt(loaded.model.state_dict(), keep=0.75)
+        now = loaded.model.state_dict()
+        expected = {name: 0.75 * value + 0.25 * now[name] for name, value in expected.items()}
+    for name, value in teacher.loaded.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=0)
+
+
+def test_an_average_in_bfloat16_is_refused(tmp_path: Path, capfd, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.toml").write_text(CONFIG.format(shop=build_shop(tmp_path / "shop")))
+    said = opd(capfd, "train", "config.toml", 'teacher={ type = "self", ema = 0.99, dtype = "bfloat16" }')
+    assert said.code == 2 and "rounds away" in said.error and "float32" in said.hint
+
+
 # --- precision and context ----------------------------------------------------------------------------------
 
 

@@ -57,7 +57,9 @@ class Grade:
     failed: str | None = None  # why there is no score: "timeout", "error: …"
 
 
-FinishReason = Literal["stop", "length", "unknown"]  # unknown: read from a file that does not say
+FinishReason = Literal["stop", "length", "cut", "unknown"]
+"""By itself · at the length limit · by the horizon, before the limit: neither ended nor truncated, and not graded · read from a
+file that does not say."""
 
 
 @dataclass(frozen=True)

@@ -249,12 +249,28 @@ def diagnose(
         Path | None,
         typer.Option(metavar="FILE", help="Pieces read so far: a stopped reading goes on from it."),
     ] = None,
+    depth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Instead of a verdict: maps by position and step of a RUN's rollouts, for opd report FOLDER.",
+        ),
+    ] = None,
+    continued: Annotated[
+        int,
+        typer.Option(
+            "--continue",
+            min=0,
+            metavar="N",
+            help="With --depth: both models go on from N cut rollouts of every step.",
+        ),
+    ] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the document here as well.")] = None,
     as_json: Json = False,
 ) -> None:
     """What `check` says of its own rollouts, for rollouts made by anyone: numbers, findings, a verdict.
 
-    Exit code 0 go, 3 something comes first, 4 do not.
+    Exit code 0 go, 3 something comes first, 4 do not. With --depth always 0.
     """
     from opdkit.cli.checking import pair, source_of
 
@@ -268,6 +284,21 @@ def diagnose(
     from opdkit.recipes.document import lines
 
     printer = Printer(quiet=as_json)
+    if depth is not None:
+        from opdkit.cli.deep import show_depth
+
+        with going_on():
+            show_depth(
+                resolved,
+                rollouts,
+                out=depth,
+                layout=layout,
+                limit=limit,
+                continued=continued,
+                say=printer.note,
+                as_json=as_json,
+            )
+        return
     source = source_of(path, changes, student=student, teacher=teacher, prompts=None if path else rollouts)
     with going_on():
         told = look(

@@ -1,6 +1,7 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
 from opdkit.config.coldstart import ColdstartConfig, FilterConfig, UntilConfig
+from opdkit.config.horizon import HorizonConfig
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.mix import MixConfig, refused_of_demonstrations
 from opdkit.config.models import (
@@ -53,6 +54,7 @@ __all__ = [
     "GroupConfig",
     "GymTask",
     "HealthConfig",
+    "HorizonConfig",
     "ImproveConfig",
     "LearnerConfig",
     "LocalSampling",

@@ -47,7 +47,8 @@ class LocalTeacher(Record):
     payload: Literal["hidden", "ids"] = "hidden"
     """What travels per position: `hidden` states or, as from a server, log-probs at `ids`."""
     context: str | None = None
-    """A system message only the teacher reads: the same weights under another context are another teacher."""
+    """A system message only the teacher reads: the same weights under another context are another teacher. {answer} and
+    {response} stand for what the prompt's row has of them."""
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per teacher forward."""
 
@@ -58,7 +59,9 @@ class SelfTeacher(Record):
     type: Literal["self"] = "self"
     """`self`, the student's own earlier copy."""
     every: int = Field(default=0, ge=0)
-    """Copy the student again every so many steps; 0 keeps the copy of step 0."""
+    """Copy the student again every so many steps; 0 keeps the copy of step 0, or with `ema` moves at every step."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Move by an exponential moving average instead: teacher = ema · teacher + (1 − ema) · student (arXiv 2601.20802)."""
     dtype: Dtype = "float32"
     """As for a local teacher."""
     temperature: float = Field(default=1.0, gt=0)
@@ -66,9 +69,23 @@ class SelfTeacher(Record):
     payload: Literal["hidden", "ids"] = "hidden"
     """As for a local teacher."""
     context: str | None = None
-    """A system message only the teacher reads."""
+    """A system message only the teacher reads. With {answer} or {response}, filled from the prompt's row, the teacher is the
+    student itself that was told more (arXiv 2601.18734)."""
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per teacher forward."""
+
+    @model_validator(mode="after")
+    def _room_for_small_steps(self) -> Self:
+        if self.ema > 0.0 and self.dtype == "bfloat16":
+            raise ValueError(
+                f"ema = {self.ema:g} moves by steps that bfloat16 rounds away (use teacher.dtype=float32)"
+            )
+        return self
+
+    @property
+    def moves_every(self) -> int:
+        """Steps between moves; 0 = never."""
+        return self.every or int(self.ema > 0.0)
 
 
 class Patience(Record):

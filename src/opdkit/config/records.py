@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
 from opdkit.config.coldstart import ColdstartConfig
+from opdkit.config.horizon import HorizonConfig
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
@@ -121,14 +122,16 @@ HealthName = Literal[
     "clipped_signal",
     "skipped_steps",
     "accuracy_fall",
+    "privileged_leak",
 ]
 
 
 class HealthConfig(Record):
     enabled: bool = True
     """Watch the run, and tell each condition of docs/health.md once: terminal, findings.jsonl, report."""
-    on_critical: Literal["go_on", "stop"] = "go_on"
-    """At a finding of severity `error`: `go_on`, or save a checkpoint and `stop` (exit code 1)."""
+    on_critical: Literal["go_on", "stop", "mask", "shorten"] = "go_on"
+    """At a finding of severity `error`: `go_on`, or save a checkpoint and `stop` (exit code 1). `mask` and `shorten` go on and
+    halve the horizon at a condition of the tail of responses, again every `horizon.every` steps while it lasts."""
     ignore: list[HealthName] = Field(default=[])
     """Conditions that are not told, nor stopped at."""
     patience: float = Field(default=0.3, gt=0, lt=1)
@@ -187,6 +190,8 @@ class Config(Record):
     """How much is sampled, and when."""
     push_down: PushDownConfig = PushDownConfig()
     """What the control pushes down."""
+    horizon: HorizonConfig = HorizonConfig()
+    """How deep along a response the teacher is listened to."""
     health: HealthConfig = HealthConfig()
     """Who watches, and what happens when it goes wrong."""
     prompts: PromptsConfig = PromptsConfig()

@@ -2,6 +2,7 @@
 
 from opdkit.diagnostics.alignment import Measures, measure, measure_alone, overlap_chance
 from opdkit.diagnostics.conditions import CONDITIONS, Condition
+from opdkit.diagnostics.depth import trusted_depth
 from opdkit.diagnostics.extremes import Extreme, Extremes, extremes, merge
 from opdkit.diagnostics.monitor import Monitor
 from opdkit.diagnostics.reliability import reliability
@@ -55,4 +56,5 @@ __all__ = [
     "tally",
     "teachable",
     "truncated",
+    "trusted_depth",
 ]

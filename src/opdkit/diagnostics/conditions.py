@@ -156,6 +156,11 @@ def _bound_acts(seen: Seen, at: Limits) -> Numbers | None:
     return {"clipped_fraction": clipped} if clipped > at["share"] else None
 
 
+def _copies(seen: Seen, at: Limits) -> Numbers | None:
+    rise = seen.last("copied_fraction") - seen.first("copied_fraction")
+    return _ends(seen, "copied_fraction") if rise > at["rise"] else None
+
+
 def _gets_worse(seen: Seen, at: Limits) -> Numbers | None:
     """Graded responses: imitation can undo what a student had (Fig. 5), while every other number looks well."""
     fall = seen.first("accuracy") - seen.last("accuracy")
@@ -448,5 +453,16 @@ CONDITIONS: tuple[Condition, ...] = (
         remedy="opd check {config}  # does the teacher score better than the student on these prompts?",
         source=f"{PAPER}, 3.3, Fig. 5 (reverse distillation); {HERE}",
         stories=("distill", "grpo"),
+    ),
+    Condition(
+        name="privileged_leak",
+        severity="warning",
+        holds=_copies,
+        limits={"rise": 0.2},
+        rule="copied_fraction > first + {rise}",
+        message="responses copy what only the teacher was told: {copied_fraction_first:.0%} → {copied_fraction:.0%} hold a run "
+        "of its tokens",
+        remedy="opd report {run}  # read the last rollouts; then a teacher.context with the answer alone",
+        source="arXiv 2603.24472 (what students lose by privileged teachers); the rise is ours",
     ),
 )

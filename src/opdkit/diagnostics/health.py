@@ -83,6 +83,7 @@ EXAMPLES: Mapping[str, Mapping[str, Course]] = {
     "clipped_signal": {"clipped_fraction": _still(0.2)},
     "skipped_steps": {"skipped_steps": lambda share: float(share > 0.2)},
     "accuracy_fall": {"accuracy": lambda share: 0.6 - 0.5 * share + 0.01 * math.sin(1000 * share)},
+    "privileged_leak": {"copied_fraction": _ramp(0.1, 0.7)},
 }
 """What differs from a healthy run, by condition."""
 

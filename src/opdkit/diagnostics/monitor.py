@@ -7,8 +7,8 @@ own rows and goes on as if it had not been cut. Free of torch; rows may come fro
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeGuard
 
 from opdkit.config import Config
 from opdkit.diagnostics.conditions import CONDITIONS, Condition, Numbers
@@ -33,9 +33,14 @@ WATCHED = frozenset(
         "clipped_fraction",
         "skipped_steps",
         "accuracy",
+        "copied_fraction",
     )
 )
 """Names that conditions ask for, beside by_position/START/entropy_student. Others may hold anything."""
+OF_WHOLE_RESPONSES = frozenset(("response_length", "truncated_fraction"))
+"""What says nothing of the student where the horizon cuts its responses."""
+CUT = 0.05
+"""Share of cut responses above which that is so."""
 LARGEST = 1e30
 """Beyond it a number is an accident, and its square no number any more."""
 
@@ -61,6 +66,7 @@ class Monitor:
         self.told: set[str] = set()
         self._conditions = [c for c in CONDITIONS if story in c.stories and c.name not in set(ignore)]
         self._rows: list[dict[str, float]] = []
+        self._count, self._horizon = 0, 0.0
         self._places = _places(run, lr=lr, max_tokens=max_tokens)
 
     @classmethod
@@ -78,24 +84,54 @@ class Monitor:
 
     def see(self, row: Mapping[str, Any]) -> list[Finding]:
         """What this step's row brings to light for the first time."""
+        self._forget(row)
         self._rows.append(_numbers(row))
-        step = _step(row, default=len(self._rows))
+        self._count += 1
+        step = _step(row, default=self._count)
         found = [f for c in self._conditions if c.name not in self.told and (f := self._judge(c, step))]
         self.told |= {finding.name for finding in found}
         return found
 
+    def lasting(self) -> list[str]:
+        """Names of conditions that were told and hold after the last row as well."""
+        told = [c for c in self._conditions if c.name in self.told]
+        return [c.name for c in told if self._rows and self._judge(c, self._count) is not None]
+
+    def _forget(self, row: Mapping[str, Any]) -> None:
+        """Once the horizon grows, rows before are of other tokens: where it is a mask, as to what is trained; where tokens beyond
+        are not drawn (rows then tell `cut_fraction`), as to everything."""
+        now = row.get("horizon", 0.0)
+        if not _is_number(now):
+            return
+        if now > self._horizon > 0:
+            self._rows = (
+                []
+                if "cut_fraction" in row
+                else [{n: v for n, v in old.items() if n != "loss"} for old in self._rows]
+            )
+        self._horizon = float(now)
+
     def replay(
-        self, rows: Iterable[Mapping[str, Any]], findings: Iterable[Mapping[str, Any]]
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        findings: Iterable[Mapping[str, Any]],
+        *,
+        heard: Callable[[Mapping[str, Any], list[Finding]], object] | None = None,
     ) -> list[Finding]:
         """Take up a run where its `rows` end; `findings` were told. Returns what they left out: nothing, unless the
-        run was not watched, or not like this, so far."""
-        found = [finding for row in rows for finding in self.see(row)]
+        run was not watched, or not like this, so far. `heard` is told every row with what it brought to light."""
+        found = []
+        for row in rows:
+            here = self.see(row)
+            found += here
+            if heard is not None:
+                heard(row, here)
         written = {str(finding.get("name")) for finding in findings}
         self.told |= written
         return [finding for finding in found if finding.name not in written]
 
     def _judge(self, condition: Condition, step: int) -> Finding | None:
-        if condition.settles and len(self._rows) < self.patience * self.steps:
+        if condition.settles and self._count < self.patience * self.steps:
             return None
         try:
             numbers = condition.holds(Seen(self._rows, condition.window.size(self.steps)), condition.limits)
@@ -129,15 +165,17 @@ def _places(run: str, *, lr: float, max_tokens: int) -> dict[str, str]:
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers among what is watched: a null in the file and a NaN in memory are both no number."""
+    cut = _is_number(row.get("cut_fraction")) and row["cut_fraction"] > CUT
     return {
         name: float(value)
         for name, value in row.items()
-        if (name in WATCHED or (name.startswith("by_position/") and name.endswith("/entropy_student")))
+        if not (cut and name in OF_WHOLE_RESPONSES)
+        and (name in WATCHED or (name.startswith("by_position/") and name.endswith("/entropy_student")))
         and _is_number(value)
     }
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 

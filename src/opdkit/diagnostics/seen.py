@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class Unknown(Exception):
@@ -52,7 +53,7 @@ class Seen:
     def starts(self, name: str) -> list[int]:
         """First positions of the bins that can be compared: those of which both windows know `name`."""
         known = [
-            {start for row in window for start in _bins(name, row)} for window in (self._first, self._last)
+            {start for row in window for start in bins_of(name, row)} for window in (self._first, self._last)
         ]
         return sorted(known[0] & known[1])
 
@@ -79,6 +80,7 @@ def _known(name: str, window: Sequence[Mapping[str, float]]) -> list[float]:
     return values
 
 
-def _bins(name: str, row: Mapping[str, float]) -> list[int]:
+def bins_of(name: str, row: Mapping[str, Any]) -> list[int]:
+    """First positions of the bins of which a row tells `name`."""
     parts = [key.split("/") for key in row if key.startswith("by_position/")]
     return [int(p[1]) for p in parts if len(p) == 3 and p[2] == name and p[1].isdecimal()]

@@ -66,7 +66,8 @@ def truncated(rollout: Rollout) -> bool:
 def rollout_tally(rollouts: Sequence[Rollout]) -> Tally:
     """Shape and score of responses, one each: means are over rollouts, `accuracy` over those with a score.
 
-    A grader that hung or raised is ungraded, never a 0; a response shorter than an n-gram has no repetition.
+    A grader that hung or raised is ungraded, never a 0; a response shorter than an n-gram has no repetition. Solving and stopping
+    apart (arXiv 2609.37326): `closure_rate` of what could have ended, `accuracy_of_closed` of what did.
     """
     scores = [None if rollout.grade is None else rollout.grade.score for rollout in rollouts]
     repetitions = [repetition_fraction(rollout.response_ids) for rollout in rollouts]
@@ -74,11 +75,20 @@ def rollout_tally(rollouts: Sequence[Rollout]) -> Tally:
         {
             "response_length": _over([float(rollout.length) for rollout in rollouts]),
             "truncated_fraction": _over([float(truncated(rollout)) for rollout in rollouts]),
+            "closure_rate": _over([_closed(rollout) for rollout in rollouts]),
+            "accuracy_of_closed": _over(
+                [score for score, r in zip(scores, rollouts, strict=True) if _closed(r) == 1.0]
+            ),
             "repetition_fraction": _over(repetitions),
             "accuracy": _over(scores),
             "ungraded_fraction": _over([float(score is None) for score in scores]),
         }
     )
+
+
+def _closed(rollout: Rollout) -> float | None:
+    """1 where the response ended by itself, 0 at the length limit; None where nobody can say: cut by the horizon, or read."""
+    return {"stop": 1.0, "length": 0.0}.get(rollout.finish_reason)
 
 
 def gap_recovery(before: float, after: float, teacher: float) -> float | None:

@@ -45,16 +45,14 @@ class Notes:
     student_logp: list[Tensor] = field(default_factory=list)  # of sampled tokens
     teacher_logp: list[Tensor] = field(default_factory=list)
     sampled_index: list[Tensor] = field(default_factory=list)
+    student_stop: list[Tensor] = field(
+        default_factory=list
+    )  # probability of the end tokens, where both models' rows are whole
+    teacher_stop: list[Tensor] = field(default_factory=list)
+    stop_index: list[Tensor] = field(default_factory=list)
 
     def extend(self, other: Notes) -> None:
-        for name in (
-            "measures",
-            "measured_index",
-            "extremes",
-            "student_logp",
-            "teacher_logp",
-            "sampled_index",
-        ):
+        for name in vars(self):
             getattr(self, name).extend(getattr(other, name))
 
     def packed(self) -> tuple[Measures, Tensor]:
@@ -76,13 +74,16 @@ class Student(nn.Module):
         chunk_rows: int = 0,
         k: int = 16,
         ks: Sequence[int] = (),
+        ends: Sequence[int] = (),
     ):
+        """`ends`: the student's end tokens, whose probability is noted."""
         super().__init__()
         self.model = loaded.model
         self.loaded = loaded
         self.head = loaded.head.at_temperature(temperature)
         self.compute = compute
         self.chunk_rows = chunk_rows
+        self.ends = tuple(i for i in ends if 0 <= i < self.head.rows)
         self.k, self.ks = min(k, self.head.rows), tuple(x for x in ks if x <= self.head.rows)
         _silence_dropout(self.model)
         train_adapter_only(self.model)
@@ -210,6 +211,7 @@ class Student(nn.Module):
         notes.student_logp.append(student.sampled.detach())
         notes.teacher_logp.append(teacher.sampled.detach())
         notes.sampled_index.append(micro.index[part])
+        self._note_ends(notes, student, teacher, micro.index[part])
         rows = micro.measured[part].nonzero()[:, 0]
         if len(rows):
             waiting.add(rows, rows + part.start, student, teacher, support)
@@ -237,6 +239,7 @@ class Student(nn.Module):
             notes.student_logp.append(student.sampled)
             notes.teacher_logp.append(teacher.sampled)
             notes.sampled_index.append(micro.index[here])
+            self._note_ends(notes, student, teacher, micro.index[here])
             rows = torch.arange(len(here), device=here.device)
             self._measure_pieces(notes, micro, rows, here, student, teacher)
 
@@ -265,6 +268,15 @@ class Student(nn.Module):
     def _measured_rows(self, device: torch.device) -> int:
         """Positions that are measured together."""
         return max(1, MEASURED_BYTES.get(device.type, MEASURED_BYTES["cuda"]) // (4 * self.head.rows))
+
+    def _note_ends(self, notes: Notes, student: RowDist, teacher: Dist, index: Tensor) -> None:
+        """p(E) and q(E), E the student's end tokens; nothing where the teacher sends no whole rows."""
+        if not (self.ends and isinstance(teacher, RowDist)):
+            return
+        ids = torch.tensor(self.ends, device=index.device).expand(len(index), -1)
+        for noted, dist in ((notes.student_stop, student), (notes.teacher_stop, teacher)):
+            noted.append(dist.at(ids).detach().exp().sum(-1).float())
+        notes.stop_index.append(index)
 
     def _measure_pieces(
         self,

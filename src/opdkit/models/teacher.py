@@ -134,8 +134,14 @@ class LocalTeacher:
         ]
         return float(torch.cat(errors).mean())
 
-    def adopt(self, state: dict[str, Tensor]) -> None:
-        """Take these weights: how a teacher that is the student's earlier copy moves on."""
+    @torch.no_grad()
+    def adopt(self, state: dict[str, Tensor], *, keep: float = 0.0) -> None:
+        """Take these weights: how a teacher that is the student's earlier copy moves on; `keep` · own + (1 − keep) · these."""
+        if keep > 0.0:
+            own = self.loaded.model.state_dict()
+            state = {
+                name: torch.lerp(theirs.to(own[name]), own[name], keep) for name, theirs in state.items()
+            }
         self.loaded.model.load_state_dict(state)
 
 

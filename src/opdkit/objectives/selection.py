@@ -25,11 +25,12 @@ from opdkit.types import Batch, Scores
 
 @dataclass(frozen=True)
 class Moment:
-    """When a signal is made: what chance depends on, and whether a sequential reward has taken over."""
+    """When a signal is made: what chance depends on, whether a sequential reward has taken over, how deep the horizon is."""
 
     seed: int = 0
     step: int = 0
     rewarded: bool = False
+    window: int = 0  # only the first so many response tokens learn from the teacher; 0 = what the record says
 
 
 def selected(spec: ObjectiveConfig, batch: Batch, learns: Tensor, moment: Moment) -> Bool[Tensor, " N"]:

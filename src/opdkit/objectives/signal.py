@@ -47,7 +47,8 @@ def prepare(
     """The signal of one step. `parts`: model → its weight in the target, "student" for p itself; `masked`: never train."""
     signal = spec.signal
     trained = batch.trained & ~masked
-    learns = trained & (batch.depth < signal.window) if signal.window else trained
+    windows = [window for window in (signal.window, moment.window) if window]
+    learns = trained & (batch.depth < min(windows)) if windows else trained
     ratio = (
         _log_ratio(spec, batch, parts)
         if signal.reads_log_ratios

@@ -78,7 +78,7 @@ def diagnose(
             say(f"going on behind {start} rollouts")
         said = read_rollouts(path, layout=layout, start=start, left_out=left_out)
         for some in _chunks(islice(said, None if limit is None else max(0, limit - start))):
-            rollouts = _rollouts(
+            rollouts = rollouts_of(
                 some, student, config, room=min(student.max_length, theirs.loaded.max_length)
             )
             refused += len(some) - len(rollouts)
@@ -119,7 +119,7 @@ def _chunks(said: Iterator[Said]) -> Iterator[list[Said]]:
         yield some
 
 
-def _rollouts(said: Sequence[Said], student: LoadedModel, config: Config, *, room: int) -> list[Rollout]:
+def rollouts_of(said: Sequence[Said], student: LoadedModel, config: Config, *, room: int) -> list[Rollout]:
     """With ids as the student reads them; what has no room in both contexts, or no row in both models, is left out."""
     found = []
     for one in said:

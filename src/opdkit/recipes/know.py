@@ -7,7 +7,7 @@ the student's own half-finished answers, which is where on-policy distillation l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ STREAM = {"student": -2, "teacher": -3}
 class Continued:
     """At one depth: how often teacher and student, going on from the same cut rollouts, end right."""
 
-    depth: float  # share of the response that was kept
+    depth: float  # share of the response that was kept; of `continued_at`, tokens
     teacher: float
     student: float
     advantage: float
@@ -79,9 +79,48 @@ def continued(
     cuts: Sequence[float] = CUTS,
 ) -> list[Continued]:
     """Cut each rollout at some depths; both models write the rest once; what they wrote is graded as a whole."""
+    shares: list[tuple[float, Callable[[Rollout], int]]] = [
+        (cut, lambda r, cut=cut: int(r.length * cut))  # type: ignore[misc]
+        for cut in cuts
+    ]
+    return _continued(
+        rollouts, shares, student=student, teacher=teacher, task=task, sampling=sampling, seed=seed
+    )
+
+
+def continued_at(
+    rollouts: Sequence[Rollout],
+    *,
+    student: LocalSampler,
+    teacher: LocalSampler,
+    task: Task,
+    sampling: SamplingConfig,
+    seed: int,
+    positions: Sequence[int],
+) -> list[Continued]:
+    """The same after so many tokens (`Continued.depth` is that number), of the rollouts that are longer (Fig. 11b)."""
+    places: list[tuple[float, Callable[[Rollout], int]]] = [
+        (position, lambda _, position=position: position)  # type: ignore[misc]
+        for position in positions
+    ]
+    return _continued(
+        rollouts, places, student=student, teacher=teacher, task=task, sampling=sampling, seed=seed
+    )
+
+
+def _continued(
+    rollouts: Sequence[Rollout],
+    cuts: Sequence[tuple[float, Callable[[Rollout], int]]],
+    *,
+    student: LocalSampler,
+    teacher: LocalSampler,
+    task: Task,
+    sampling: SamplingConfig,
+    seed: int,
+) -> list[Continued]:
     found = []
-    for cut in cuts:
-        kept = [(r, int(r.length * cut)) for r in rollouts if 0 < int(r.length * cut) < r.length]
+    for depth, place in cuts:
+        kept = [(r, place(r)) for r in rollouts if 0 < place(r) < r.length]
         if not kept:
             continue
         ends = {
@@ -99,7 +138,13 @@ def continued(
             assert lead.low is not None and lead.high is not None
             found.append(
                 Continued(
-                    cut, float(theirs.mean()), float(ours.mean()), lead.value, lead.low, lead.high, len(known)
+                    depth,
+                    float(theirs.mean()),
+                    float(ours.mean()),
+                    lead.value,
+                    lead.low,
+                    lead.high,
+                    len(known),
                 )
             )
     return found

@@ -21,6 +21,7 @@ class Body:
     kind: Literal["qwen3", "llama"] = "qwen3"
     layers: int = 2
     heads: int = 4
+    context: int = 64  # tokens of prompt and response
 
 
 def write_body(folder: Path, body: Body, *, world: Any, seed: int) -> None:
@@ -53,7 +54,7 @@ def _config(body: Body, tokenizer: Any) -> Any:
         num_attention_heads=body.heads,
         num_key_value_heads=body.heads,
         head_dim=body.width // body.heads,
-        max_position_embeddings=64,
+        max_position_embeddings=body.context,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -17,15 +17,15 @@ def encode(
     tokenizer: Any,
     cfg: TaskConfig,
     *,
-    system: str | None = None,
+    system: str | Sequence[str] | None = None,
     renderer: Any = None,
 ) -> list[Prompt]:
     """The prompts with `ids` filled: templated as `cfg` says, then `cfg.prefix` without special tokens.
 
     `renderer` is the tokenizer whose chat template writes the text, unset `tokenizer` itself; ids are always
-    `tokenizer`'s. `system` is a context that only this reader gets (a teacher's): it comes before the system message the
-    prompt has or `cfg.system` gives, in the same message, for many templates take only one. Raises UserError
-    where the tokenizer's template is missing or refuses, and for messages without a template.
+    `tokenizer`'s. `system` is a context that only this reader gets (a teacher's), one for all or one for each: it comes
+    before the system message the prompt has or `cfg.system` gives, in the same message, for many templates take only one.
+    Raises UserError where the tokenizer's template is missing or refuses, and for messages without a template.
     """
     if not prompts:
         return []
@@ -97,14 +97,22 @@ def demonstrations(prompts: Sequence[Prompt], tokenizer: Any, *, stop_ids: Seque
 
 
 def _templated(
-    prompts: Sequence[Prompt], tokenizer: Any, renderer: Any, cfg: TaskConfig, system: str | None
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    renderer: Any,
+    cfg: TaskConfig,
+    system: str | Sequence[str] | None,
 ) -> list[list[int]]:
     if not getattr(renderer, "chat_template", None):
         raise UserError(
             "the tokenizer has no chat template", hint="task.chat_template=false feeds the text as it is"
         )
     options = {} if cfg.thinking is None else {"enable_thinking": cfg.thinking}
-    texts = [_render(p, renderer, _with_system(_messages(p), cfg.system, system), options) for p in prompts]
+    contexts = [system] * len(prompts) if system is None or isinstance(system, str) else system
+    texts = [
+        _render(p, renderer, _with_system(_messages(p), cfg.system, context), options)
+        for p, context in zip(prompts, contexts, strict=True)
+    ]
     return tokenizer(texts, add_special_tokens=False)[
         "input_ids"
     ]  # the template has written the special ones
@@ -124,7 +132,9 @@ def _render(
         ) from error
 
 
-def _plain(prompts: Sequence[Prompt], tokenizer: Any, cfg: TaskConfig, system: str | None) -> list[list[int]]:
+def _plain(
+    prompts: Sequence[Prompt], tokenizer: Any, cfg: TaskConfig, system: str | Sequence[str] | None
+) -> list[list[int]]:
     if cfg.system or system:
         raise UserError(
             "a system message needs a chat template", hint="task.chat_template=true, or put it in the text"

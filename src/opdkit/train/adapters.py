@@ -61,7 +61,7 @@ def base_is_teacher(config: Config, cfg: SelfTeacher, *, ranks: int) -> bool:
     """Whether the student of step 0 is in memory already: a fresh adapter's base, whole and of the teacher's dtype."""
     student = config.student
     fresh = student.lora is not None and adapter_folder(student.model) is None
-    return fresh and cfg.every == 0 and cfg.dtype == student.dtype and ranks == 1
+    return fresh and cfg.moves_every == 0 and cfg.dtype == student.dtype and ranks == 1
 
 
 def _refuse_another_base(loaded: LoadedModel, saved: Path) -> None:

@@ -25,9 +25,11 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
+from opdkit.train.horizon import Horizon, cut_at
 from opdkit.train.plan import Plan
+from opdkit.train.privileged import copied
 from opdkit.train.widen import Widen
-from opdkit.types import Needs, Prompt, Rollout, Scores
+from opdkit.types import Needs, Prompt, Rollout, Scores, Tally
 
 Answer = TypeVar("Answer")
 Fed = tuple[int, list[Rollout], dict[str, list[Scores]]]
@@ -72,15 +74,20 @@ class OnPolicy:
         student: LoadedModel | None = None,
         others: Mapping[str, Teacher] | None = None,
         widen: Widen | None = None,
+        horizon: Horizon | None = None,
+        told: Mapping[str, tuple[int, ...]] | None = None,
     ):
         """`student`: the learner's own module, where the sampler does not name its candidates. `others`: scorers beside the
-        teacher, by name. `widen`: prompts of another kind in every step."""
+        teacher, by name. `widen`: prompts of another kind in every step. `horizon`: moved by the loop. `told`: what the teacher
+        reads of a demonstration."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.start = task, sampler, start
         self.scorers = ({} if teacher is None else {"teacher": teacher}) | dict(others or {})
         self.teacher_prompt_ids = teacher_prompt_ids or {}
         self.student = student
         self.widen = widen
+        self.horizon = horizon or Horizon(config)
+        self.told = told or {}
 
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
@@ -91,17 +98,24 @@ class OnPolicy:
                 scores = self._scores(rollouts)
             yield step, rollouts, scores
 
+    def beside(self, rollouts: Sequence[Rollout]) -> Tally:
+        """What the feed alone knows of a step's rollouts."""
+        return Tally({**self.horizon.numbers(rollouts), **copied(rollouts, self.told)})
+
     def _rollouts(self, step: int) -> list[Rollout]:
         cfg = self.config
         prompts = self._prompts(step)
         mine = distinct(prompts)[self.world.rank :: self.world.size]
+        most = self.horizon.drawn
+        sampling = cfg.sampling.model_copy(update={"max_tokens": most})
         sampled = self.sampler.sample(
-            mine, sampling=cfg.sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
+            mine, sampling=sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
         )
         if self.plan.candidates == "student_forward":
             assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
             sampled = with_candidates(self.student, sampled, needs=self.plan.student_needs)
-        return self.task.grade([self._with_teacher_prompt(r) for r in sampled])
+        graded = self.task.grade([self._with_teacher_prompt(r) for r in sampled])
+        return cut_at(graded, most) if most < cfg.sampling.max_tokens else graded
 
     def _prompts(self, step: int) -> list[Prompt]:
         cfg = self.config

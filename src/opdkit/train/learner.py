@@ -18,6 +18,7 @@ from torch import Tensor
 from opdkit.config import LearnerConfig, OptimConfig
 from opdkit.diagnostics import (
     Extremes,
+    Measures,
     by_position,
     by_sequence,
     by_teacher,
@@ -26,6 +27,7 @@ from opdkit.diagnostics import (
     sequence_reward,
     tally,
 )
+from opdkit.diagnostics.alignment import where_defined
 from opdkit.models.adapter import adapter_state, merged_state
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
@@ -42,6 +44,12 @@ class Part:
     batch: Batch
     signal: Signal
     objective: Objective | Likelihood
+    window: int = 0  # the loss that is told is a mean over so many first tokens of a response; 0 = all. Gradients: over all
+
+    @property
+    def told(self) -> Tensor:
+        """[N], True at the positions whose loss is told."""
+        return self.batch.trained & (self.batch.depth < self.window) if self.window else self.batch.trained
 
 
 @dataclass(frozen=True)
@@ -107,14 +115,17 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if skipped:
             self._skip(loss, norm)
-        tallied, sequences = self._tally(batch, notes, losses[0] * count, self._global_count(parts[:1]))
+        tallied, sequences = self._tally(batch, notes, losses[0] * count, self._summed_count([parts[0].told]))
         if len(parts) > 1:
             tallied = tallied + Tally({"loss_data": (losses[1] * count, self._global_count(parts[1:]))})
         return Update(tallied, sequences, merge(notes.extremes), grad_norm=norm, skipped=skipped)
 
     def _global_count(self, parts: Sequence[Part]) -> float:
         """Trained tokens over all ranks, those of weight 0 too; at least 1: an empty step is one of nothing."""
-        mine = torch.stack([part.batch.trained.sum() for part in parts]).sum()
+        return self._summed_count([part.batch.trained for part in parts])
+
+    def _summed_count(self, masks: Sequence[Tensor]) -> float:
+        mine = torch.stack([mask.sum() for mask in masks]).sum()
         return max(float(self.world.sum(mine).item()), 1.0)
 
     def _backward(
@@ -191,14 +202,14 @@ class Learner:
             teachers=[s.teacher for s in batch.scores.get("teacher", ())],
             keep=batch.trained[index],
         )
-        here = here + self._reliability(batch, notes)
+        here = here + self._reliability(batch, notes) + _stops(batch, notes)
         sequences = dict(by_sequence(measures, batch.row[index], rows=len(batch.rollouts)))
         sequences["sequence_reward"] = _sequence_rewards(batch, notes)
         everywhere = self.summed(here) + Tally({"loss": (loss_sum, count)})
         return everywhere, sequences
 
     def _reliability(self, batch: Batch, notes: Notes) -> Tally:
-        """Whether signs of the token signal go with the grade, over all positions that both models were read at."""
+        """The token signal's size and whether its signs go with the grade, over all positions that both models were read at."""
         if not notes.sampled_index:
             return Tally()
         index = torch.cat(notes.sampled_index).cpu()
@@ -267,6 +278,22 @@ def sharded(learner: LearnerConfig, world: World) -> bool:
     if learner.shard == "auto":
         return world.size > 1 and world.device.type != "cpu"
     return world.size > 1 and learner.shard == "always"
+
+
+def _stops(batch: Batch, notes: Notes) -> Tally:
+    """p(E) and q(E) of end tokens E where the student stopped and where it did not (arXiv 2609.37326: a teacher may give stop
+    probability only where the student stops already)."""
+    if not notes.stop_index:
+        return Tally()
+    index = torch.cat(notes.stop_index).cpu()
+    lasts = torch.tensor([r.length - 1 if r.finish_reason == "stop" else -1 for r in batch.rollouts])
+    at_end = batch.depth[index] == lasts[batch.row[index]]
+    found: Measures = {}
+    for who, noted in (("student", notes.student_stop), ("teacher", notes.teacher_stop)):
+        mass = torch.cat(noted).cpu()
+        for where, keep in (("at_end", at_end), ("elsewhere", ~at_end)):
+            found[f"stop_{who}_{where}"] = where_defined(mass, keep)
+    return tally(found, keep=batch.trained[index])
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:

@@ -15,7 +15,7 @@ A resumed run continues bit for bit: prompts, random streams and measured positi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,8 +110,13 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
                     early_source=plan.early_ids or "student",
                 )
                 objective = plan.objective.at(step)
-                moment = Moment(cfg.seed, step, rewarded=switched is not None and step >= switched)
-                own = Part(batch, objective.prepare(batch, moment), objective)
+                moment = Moment(
+                    cfg.seed,
+                    step,
+                    rewarded=switched is not None and step >= switched,
+                    window=stage.horizon.window,
+                )
+                own = Part(batch, objective.prepare(batch, moment), objective, window=moment.window)
                 parts = [own] if stage.mix is None else [own, stage.mix.part(step)]
                 update = learner.update(*parts, heads=heads, step=step)
             unpublished = _published(stage)  # unchanged after a skipped step
@@ -127,6 +132,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
             talk.step(row, cfg.steps)
             findings = _step_findings(stage, done, row=row) + ([] if monitor is None else monitor.see(row))
             findings += _widened(stage, row)
+            findings += _moved(stage, monitor, row, findings)
             for finding in findings:
                 _tell(stage, finding, talk)
             _tell_of_trackers(stage, talk)
@@ -214,6 +220,7 @@ def _row(
         rows=stage.plan.rows,
         ks=[] if stage.teacher is None else stage.config.diagnostics.ks,
         canary=_canary(stage),
+        beside=stage.feed.beside(rollouts) if isinstance(stage.feed, OnPolicy) else None,
     )
     if isinstance(stage.feed, OnPolicy):
         return row | stage.feed.numbers
@@ -239,17 +246,44 @@ def _open(stage: Stage, talk: Talk) -> None:
 
 def _watch(stage: Stage, talk: Talk) -> Monitor | None:
     """The monitor, with the rows of a resumed run behind it. One rank watches: all have the same rows."""
-    if stage.folder is None or not stage.config.health.enabled:
-        return None
-    monitor = Monitor.of(stage.config)
-    for finding in monitor.replay(stage.folder.read_metrics(), stage.folder.read_findings()):
-        _tell(stage, finding, talk)
+    horizon, monitor = stage.horizon, None
+    rows = [] if stage.folder is None else stage.folder.read_metrics()
+    if stage.folder is not None and stage.config.health.enabled:
+        monitor = Monitor.of(stage.config)
+
+        def heard(row: Mapping[str, Any], found: list[Finding]) -> None:
+            horizon.see(row, [finding.name for finding in found], monitor.lasting)
+
+        for finding in monitor.replay(rows, stage.folder.read_findings(), heard=heard):
+            _tell(stage, finding, talk)
+    else:
+        for row in rows:
+            horizon.see(row)
+    _agree(stage)
     return monitor
+
+
+def _moved(
+    stage: Stage, monitor: Monitor | None, row: Mapping[str, float], findings: Sequence[Finding]
+) -> list[Finding]:
+    """The horizon after this step, the same on every rank; told where it is another one."""
+    horizon, change = stage.horizon, None
+    if stage.folder is not None:
+        lasting = monitor.lasting if monitor is not None else tuple
+        change = horizon.see(row, [finding.name for finding in findings], lasting)
+    _agree(stage)
+    return [] if change is None else [change.finding(horizon.mode)]
+
+
+def _agree(stage: Stage) -> None:
+    """The rank that has the rows decides how deep the horizon is."""
+    if stage.horizon.mode != "off":
+        stage.horizon.depth = stage.world.gather(stage.horizon.depth)[0]
 
 
 def _critical(stage: Stage, findings: Sequence[Finding]) -> list[str]:
     """What this step's findings say that is reason to stop, the same on every rank; [] where none is asked to."""
-    if stage.config.health.on_critical == "go_on":
+    if stage.config.health.on_critical != "stop":
         return []
     said = [f"{finding.name}: {finding.message}" for finding in findings if finding.severity == "error"]
     told: list[list[str]] = stage.world.gather(said)
@@ -282,7 +316,7 @@ def save(stage: Stage, done: int) -> None:
     weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
     adapter, (base, _) = learner.adapter(), base_of(stage.config.student)
     teacher, cfg = stage.teacher, stage.config.teacher
-    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and cfg.every > 0:
+    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and cfg.moves_every:
         tensors["teacher"] = {k: v.clone() for k, v in teacher.loaded.model.state_dict().items()}
 
     def write(folder: Path) -> None:
@@ -402,11 +436,12 @@ def _keep_rollouts(
 
 
 def _refresh_teacher(stage: Stage, done: int) -> None:
-    """A teacher that is the student's earlier copy moves on every `teacher.every` steps."""
-    cfg = stage.config.teacher
-    teacher = stage.teacher
-    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and due(done, cfg.every):
-        teacher.adopt(stage.learner.weights())
+    """A teacher that is the student's earlier copy moves on: to where the student is, or towards it."""
+    cfg, teacher = stage.config.teacher, stage.teacher
+    if not (isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self"):
+        return
+    if due(done, cfg.moves_every):
+        teacher.adopt(stage.learner.weights(), keep=cfg.ema)
 
 
 def _step_findings(stage: Stage, done: int, *, row: dict[str, float]) -> list[Finding]:

@@ -18,6 +18,7 @@ from opdkit.config import (
 from opdkit.engines.vllm_http import server_reach, server_top_k
 from opdkit.models.load import open_config, open_stop_ids, open_tokenizer, vocabulary_rows
 from opdkit.objectives import Likelihood, Objective, group_relative, imitation, push_down
+from opdkit.train.horizon import refuse_horizon
 from opdkit.train.rails import guard_rails
 from opdkit.train.teachers import Offer, offer_of, offers_of_others
 from opdkit.types import Finding, Needs, UserError
@@ -123,6 +124,7 @@ def _alone(config: Config) -> Plan:
         raise UserError(f"story {config.story!r} has no teacher", hint="leave teacher out, or story=distill")
     if config.story == "grpo" and config.sampling.responses < 2:
         raise UserError("a group of one response has no spread", hint="sampling.responses=8")
+    refuse_horizon(config, entropy=False)
     objective = LIKELIHOODS[config.story](config)
     tokenizer = open_tokenizer(config.student)
     rows = vocabulary_rows(tokenizer, open_config(config.student))
@@ -158,6 +160,7 @@ def _with_teacher(config: Config) -> Plan:
     ends, special = _named_ids(config, student_tokenizer, rows)
     objective = Objective(config.objective, ends=ends, special=special)
     _refuse_rewards(config)
+    refuse_horizon(config, entropy=offer.offers.full or offer.offers.entropy)
     _refuse_unmet(objective, offer, config)
     _refuse_others(objective, others, config)
     _refuse_wide(_widths(config), rows)

@@ -7,7 +7,7 @@ is left, the user is told what would fit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opdkit.config import Config, FileTask, RouterTeacher
@@ -17,6 +17,7 @@ from opdkit.tasks import demonstrations, encode, fit
 from opdkit.tasks.rows import must_be_file, read_prompts
 from opdkit.tasks.worlds import refuse_foreign
 from opdkit.train.plan import Plan
+from opdkit.train.privileged import filled, refuse_other_beginnings, told_tokens
 from opdkit.train.teachers import renderer_of
 from opdkit.types import Finding, Prompt, Rollout, UserError
 
@@ -33,6 +34,9 @@ class Prompts:
     findings: tuple[Finding, ...]
     demonstrations: Sequence[Rollout] = ()
     others: Sequence[Prompt] = ()  # of another kind, beside `train`
+    told: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # source → a demonstration the teacher reads
 
 
 def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
@@ -50,6 +54,11 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         raise UserError("objective.signal reads grades, and the task has no grader", hint=_GRADER)
     if config.story == "distill" and config.objective.signal.prompts == "row":
         _must_be_weighted(task.train)
+    if config.horizon.mode != "off" and config.horizon.by == "sign_reliability" and not task.training_graded:
+        raise UserError(
+            "horizon.by = sign_reliability is measured against grades, and the task has no grader",
+            hint=f"horizon.by=overlap_ratio, or {_GRADER}",
+        )
     renderer = open_renderer(config, plan.tokenizer)
     train = encode(task.train, plan.tokenizer, cfg, renderer=renderer)
     exam = encode(task.evaluation, plan.tokenizer, cfg, renderer=renderer)
@@ -70,6 +79,8 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
     shown, dropped = (
         _demonstrated(config, plan, task.train, renderer, student) if _mixes(config) else ([], [])
     )
+    told_context = None if config.teacher is None else config.teacher.context
+    tokens = told_tokens([*kept, *others], plan.tokenizer, context=told_context)
     told = (
         *plan.findings,
         *task.findings,
@@ -80,7 +91,9 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         *dropped,
         *_ungraded(task, config),
     )
-    return Prompts(kept, exam, teacher_ids | other_ids, told, demonstrations=shown, others=others)
+    return Prompts(
+        kept, exam, teacher_ids | other_ids, told, demonstrations=shown, others=others, told=tokens
+    )
 
 
 def open_renderer(config: Config, tokenizer: Any) -> Any:
@@ -283,8 +296,9 @@ def _as_the_teacher_reads(
         )
         return kept, {}, findings
     bare = [replace(p, ids=()) for p in prompts]
-    read = encode(bare, plan.tokenizer, config.task, system=cfg.context, renderer=renderer)
+    read = encode(bare, plan.tokenizer, config.task, system=filled(cfg.context, bare), renderer=renderer)
     refuse_unknown_tokens(read, plan.tokenizer, rows=plan.rows)
+    refuse_other_beginnings(prompts, read)
     read, findings = fitting(read, context=context, max_tokens=config.sampling.max_tokens, reader="teacher")
     ids = {p.source: p.ids for p in read}
     return [p for p in prompts if p.source in ids], ids, findings

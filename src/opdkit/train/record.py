@@ -14,7 +14,7 @@ import torch
 
 from opdkit.diagnostics import Extreme, Extremes, auroc, derived, merge, overlap_chance, rollout_tally
 from opdkit.train.learner import Learner, Update
-from opdkit.types import Rollout
+from opdkit.types import Rollout, Tally
 
 
 def metrics_row(
@@ -27,15 +27,17 @@ def metrics_row(
     rows: int,
     ks: Sequence[int],
     canary: float | None = None,
+    beside: Tally | None = None,
 ) -> dict[str, float]:
     """Flat names of docs/design.md. `rows` is the vocabulary in use; `seconds` holds the parts of the step.
 
     `canary` is |engine − learner| in nats on the fixed prompt after the last publish, where there is an engine.
+    `beside`: what the feed alone knows of the rollouts.
     `ks` are widths at which chance is told: none without a teacher.
 
     A collective: every rank calls it, and all get the row of all ranks' rollouts.
     """
-    tally = update.tally + learner.summed(rollout_tally(rollouts))
+    tally = update.tally + learner.summed(rollout_tally(rollouts) + (beside or Tally()))
     row: dict[str, float] = {"step": done, **derived(tally)}
     row |= {f"overlap_chance_at_{k}": overlap_chance(k=k, size=rows) for k in ks if k <= rows}
     row |= _sequence_numbers(update, rollouts, learner) | _extremes(update, learner)

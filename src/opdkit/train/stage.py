@@ -35,6 +35,7 @@ from opdkit.run.trackers import Trackers, erase_mirrors, require_trackers
 from opdkit.run.world import World
 from opdkit.train.adapters import check_engine, check_student, open_student
 from opdkit.train.feed import Clock, OnPolicy, Stoppable
+from opdkit.train.horizon import Horizon
 from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import Learner, sharded
 from opdkit.train.mix import Mix, mixed_objective
@@ -73,6 +74,7 @@ class Stage:
     others: Mapping[str, Teacher]  # models beside student and teacher
     feed: OnPolicy | Demonstrations | Rounds
     mix: Mix | None  # data beside own rollouts
+    horizon: Horizon  # how deep the teacher is listened to; the loop moves it, the feed draws as far
     clock: Clock
     findings: tuple[Finding, ...]
 
@@ -148,8 +150,10 @@ def _set(
     learner = make_learner(config, loaded, world)
     if saved is not None:
         learner.restore(saved.tensors.get("optimizer", {}), saved.state["learner"])
-    clock = Clock()
-    feed = _feed(config, plan, world, task, prompts, folder, loaded, sampler, teacher, others, clock, start)
+    clock, horizon = Clock(), Horizon(config)
+    feed = _feed(
+        config, plan, world, task, prompts, folder, loaded, sampler, teacher, others, clock, start, horizon
+    )
     return Stage(
         config,
         plan,
@@ -165,6 +169,7 @@ def _set(
         others,
         feed,
         _mix(config, plan, world, prompts, feed),
+        horizon,
         clock,
         findings,
     )
@@ -183,6 +188,7 @@ def _feed(
     others: Mapping[str, Teacher],
     clock: Clock,
     start: int,
+    horizon: Horizon,
 ) -> OnPolicy | Demonstrations | Rounds:
     """What tells the stories apart, beside their objective: where a step's rollouts come from."""
     if config.story == "improve":
@@ -210,6 +216,8 @@ def _feed(
         student=loaded,
         others=others,
         widen=_widen(config, prompts, folder, world),
+        horizon=horizon,
+        told=prompts.told,
     )
     if config.story != "sft":
         return own
@@ -362,6 +370,7 @@ def make_learner(config: Config, loaded: LoadedModel, world: World) -> Learner:
         chunk_rows=config.learner.chunk_rows,
         k=config.diagnostics.k,
         ks=config.diagnostics.ks,
+        ends=config.sampling.stop_ids or loaded.stop_ids,
     )
     return Learner(
         student,
