@@ -17,6 +17,7 @@ from opdkit.config import (
     GymTask,
     LocalTeacher,
     SelfTeacher,
+    SignalConfig,
     WorldTask,
     dump_toml,
     load_config,
@@ -106,10 +107,17 @@ def test_a_world_needs_no_more_than_its_type(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_fills_and_a_key_beside_it_replaces_that_one(tmp_path, preset):
+    filled = PRESETS[preset] | {"signal": SignalConfig(**PRESETS[preset].get("signal", {}))}
     config = load(tmp_path, SMALL + f'objective = "{preset}"\n').objective
-    assert {key: getattr(config, key) for key in PRESETS[preset]} == PRESETS[preset]
+    assert {key: getattr(config, key) for key in filled} == filled
     changed = load(tmp_path, SMALL + f'[objective]\npreset = "{preset}"\nk = 7\n').objective
-    assert {key: getattr(changed, key) for key in PRESETS[preset]} == PRESETS[preset] | {"k": 7}
+    assert {key: getattr(changed, key) for key in filled} == filled | {"k": 7}
+
+
+def test_a_key_of_the_signal_beside_a_preset_replaces_that_one(tmp_path):
+    text = '[objective]\npreset = "iw-opd"\nsignal = { window = 9 }\n'
+    signal = load(tmp_path, SMALL + text).objective.signal
+    assert (signal.window, signal.positions, signal.positions_value) == (9, "prefix", 1.5)
 
 
 def test_without_a_preset_the_objective_is_the_papers(tmp_path):
