@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,12 @@ DIGITS = {"tensorboard": 1e-6}  # it keeps float32
 
 
 def assert_same(name: str, run: Path) -> None:
-    seen, expected = READERS[name](run), in_folder(run)
+    """W&B's service writes its file after the run has let go of it; on a busy machine that takes a moment."""
+    expected, deadline = in_folder(run), time.monotonic() + 30.0
+    seen = READERS[name](run)
+    while seen.keys() != expected.keys() and time.monotonic() < deadline:
+        time.sleep(0.5)
+        seen = READERS[name](run)
     assert seen.keys() == expected.keys()
     exact = DIGITS.get(name, 0.0)
     assert all(math.isclose(seen[k], expected[k], rel_tol=exact, abs_tol=0.0) for k in expected)
