@@ -27,8 +27,6 @@ from opdkit.objectives import Likelihood, Objective, guard, pushed
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
 from opdkit.types import MicroBatch, Support
 
-Compared = tuple[Objective, Support]
-"""An objective and what it looked at in a chunk."""
 MEASURED_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Logits of positions that are measured together: on a CPU a piece stays in cache."""
 # glibc has it, musl has not
@@ -246,24 +244,23 @@ class Student(nn.Module):
     @torch.no_grad()
     def _measure_waiting(self, notes: Notes, micro: MicroBatch, waiting: _Waiting) -> None:
         """Measure what the pieces of chunks have put aside."""
-        if waiting.count:
-            here, student, teacher_logits, support = waiting.taken()
-            sampled_ids = micro.sampled_ids[here]
-            teacher = (
-                teacher_dist(micro.scores["teacher"], None, part=here, sampled_ids=sampled_ids)
+        if not waiting.count:
+            return
+        here, student, teacher_logits, support = waiting.taken()
+        size = self._measured_rows(here.device)
+        for begin in range(0, len(here), size):
+            some = slice(begin, begin + size)  # views: rows of a large vocabulary were copied once already
+            at = here[some]
+            sampled_ids = micro.sampled_ids[at]
+            p = RowDist(student[some], sampled_ids=sampled_ids)
+            q = (
+                teacher_dist(micro.scores["teacher"], None, part=at, sampled_ids=sampled_ids)
                 if teacher_logits is None
-                else RowDist(teacher_logits, sampled_ids=sampled_ids)
+                else RowDist(teacher_logits[some], sampled_ids=sampled_ids)
             )
-            rows = torch.arange(len(here), device=here.device)
-            self._measure_pieces(
-                notes,
-                micro,
-                rows,
-                here,
-                RowDist(student, sampled_ids=sampled_ids),
-                teacher,
-                (waiting.objective, support),
-            )
+            self._measure(notes, micro, at, p, q, _guarded(waiting.objective, support, p, q, some))
+        if self.head.chunk_rows(self.chunk_rows) < len(micro.index):
+            _give_back(here.device)
 
     def _measured_rows(self, device: torch.device) -> int:
         """Positions that are measured together."""
@@ -286,7 +283,6 @@ class Student(nn.Module):
         here: Tensor,
         student: RowDist,
         teacher: Dist,
-        compared: Compared | None = None,
     ) -> None:
         """Measure `rows` of a chunk, which are positions `here`, a few at a time.
 
@@ -296,9 +292,7 @@ class Student(nn.Module):
         for some, at in zip(rows.split(size), here.split(size), strict=True):
             if len(at):
                 p, q = student.rows(some), _rows_of(teacher, some, micro, at)
-                self._measure(
-                    notes, micro, at, p, q, {} if compared is None else _guarded(compared, p, q, some)
-                )
+                self._measure(notes, micro, at, p, q, {})
         if len(here) and self.head.chunk_rows(self.chunk_rows) < len(micro.index):
             _give_back(here.device)
 
@@ -354,7 +348,7 @@ class _Waiting:
     def taken(self) -> tuple[Tensor, Tensor, Tensor | None, Support]:
         """(positions, student logits, teacher logits or None, what was compared there); nothing waits any more."""
         here, student, teacher, ids, keep = (
-            torch.cat(parts) if parts else None
+            (parts[0] if len(parts) == 1 else torch.cat(parts)) if parts else None
             for parts in (self.here, self.student, self.teacher, self.ids, self.keep)
         )
         assert here is not None and student is not None
@@ -362,9 +356,10 @@ class _Waiting:
         return here, student, teacher, Support(ids=ids, keep=keep)
 
 
-def _guarded(compared: Compared, student: RowDist, teacher: Dist, some: Tensor) -> Measures:
+def _guarded(
+    objective: Objective, support: Support, student: RowDist, teacher: Dist, some: slice
+) -> Measures:
     """What the objective leaves out at `some` of the positions compared."""
-    objective, support = compared
     if support.ids is None or support.keep is None:
         return {}
     here = replace(support, ids=support.ids[some], keep=support.keep[some])
