@@ -186,7 +186,21 @@ def test_a_file_that_was_changed_is_not_taken_for_the_stages(
     with (copied / "kept.jsonl").open("a") as file:
         file.write("{}\n")
     said = opd(capfd, "coldstart", "--resume", copied)
-    assert said.code == 2 and "is not what stage `filters` wrote" in said.error
+    assert (
+        said.code == 2
+        and "is not what stage `filters` wrote" in said.error
+        and f"rm {copied / 'kept.jsonl'} && " in said.hint
+    )
+
+
+def test_a_file_that_is_gone_is_made_again_and_the_rest_stays(
+    reference: Path, copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "kept.jsonl").unlink()
+    trained = (copied / "distill" / "metrics.jsonl").stat().st_mtime_ns
+    assert opd(capfd, "coldstart", "--resume", copied).code == 0
+    assert (copied / "kept.jsonl").read_bytes() == (reference / "kept.jsonl").read_bytes()
+    assert (copied / "distill" / "metrics.jsonl").stat().st_mtime_ns == trained
 
 
 def test_a_fixed_hand_over_and_a_forward_kl(

@@ -23,6 +23,13 @@ class Shown(Printer):
         super().__init__(quiet=quiet)
         self._stage: Any = None
         self._tenth = -1
+        self._at = 0  # the last step that was shown
+
+    def step(self, row: dict[str, Any], steps: int) -> None:
+        if int(row["step"]) <= self._at:  # another run has begun
+            self.end_stage()
+        self._at = int(row["step"])
+        super().step(row, steps)
 
     def progress(self, what: str, done: int, count: int) -> None:
         """A bar on a terminal; elsewhere a line at every tenth."""

@@ -34,7 +34,7 @@ class UntilConfig(Record):
     steps: int | None = Field(default=None, ge=1)
     """After so many steps, whatever the probes say: no adaptive hand-over."""
     overlap: float | None = Field(default=None, gt=0, le=1)
-    """At this `overlap_ratio` on the student's own held-out rollouts (width `diagnostics.k`)."""
+    """At this `overlap_ratio` (of the top 16, as in `opd check`) on the student's own held-out rollouts."""
     mass: float | None = Field(default=None, gt=0, le=1)
     """At this `overlap_mass_teacher_before_end` there: how much of what the teacher would say lies in the shared set."""
     patience: int = Field(default=3, ge=1)

@@ -16,10 +16,11 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from opdkit.config import ColdstartConfig, Config, dump_toml
+from opdkit.config import ColdstartConfig, Config, VllmSampling, as_local, dump_toml
 from opdkit.recipes.answering import FILE as ANSWERS
 from opdkit.recipes.answering import Asked, answer, ask, teacher_of
 from opdkit.recipes.coldstart_config import as_imitated, distill_config, refuse, sft_config
+from opdkit.recipes.coldstart_findings import at_the_limit, counted, looser, of_filters
 from opdkit.recipes.coldstart_folder import ColdstartFolder, digest, of_model, sha256
 from opdkit.recipes.coldstart_summary import summary
 from opdkit.recipes.filters import answer_test, sort_rows
@@ -36,10 +37,6 @@ from opdkit.types import Finding, Prompt, RunError, UserError
 
 T = TypeVar("T")
 PROBES = "probes.jsonl"
-SOME_RESPELT = 0.05
-"""Share of kept answers whose text is read as other tokens, from which that is told."""
-MANY_DROPPED = 0.5
-"""Share of dropped answers from which that is told as a warning."""
 
 
 class Show(Talk, Protocol):
@@ -156,17 +153,17 @@ def _before(flow: Flow) -> str:
         row = None
         if flow.task.evaluation and cfg.eval.at_ends:
             flow.show.note("the student before")
-            row = _whole(
-                lambda: examine(cfg.model_copy(update={"teacher": None, "task": _student_writes(cfg)}))
-            )
+            row = _whole(lambda: examine(_alone(cfg)))
             flow.show.evaluation({"step": 0, **row})
         flow.folder.finish("before", inputs=inputs, eval=row)
     return inputs
 
 
-def _student_writes(cfg: Config) -> Any:
-    """`examine` knows no teacher whose template could write the prompts; scores of such runs are the distillation's own."""
-    return cfg.task if cfg.task.render == "student" else cfg.task.model_copy(update={"render": "student"})
+def _alone(cfg: Config) -> Config:
+    """The student as `examine` opens it: without a teacher whose template could write the prompts, and not on a server."""
+    engine = cfg.sampling if isinstance(cfg.sampling, VllmSampling) else as_local(cfg.sampling)
+    task = cfg.task.model_copy(update={"render": "student"})
+    return cfg.model_copy(update={"teacher": None, "task": task, "sampling": engine})
 
 
 def _answers(flow: Flow) -> str:
@@ -224,9 +221,9 @@ def _filters(flow: Flow, answers: str) -> str:
         folder.replace("dropped.jsonl", dropped)
         if not kept:
             raise RunError(
-                f"none of the teacher's {len(dropped)} answers is left to imitate: {_counts(reasons)}",
+                f"none of the teacher's {len(dropped)} answers is left to imitate: {counted(reasons)}",
                 hint=f"look into {folder.path / 'dropped.jsonl'}; then for example: opd coldstart --resume {folder.path} "
-                f"{_looser(max(reasons, key=lambda name: reasons[name]), cfg)}",
+                f"{looser(max(reasons, key=lambda name: reasons[name]), cfg)}",
             )
         told = folder.finish(
             "filters",
@@ -240,9 +237,9 @@ def _filters(flow: Flow, answers: str) -> str:
         )
     flow.show.note(
         f"kept {told['kept']:,} answers, dropped {told['dropped']:,}"
-        + (f": {_counts(told['reasons'])}" if told["reasons"] else "")
+        + (f": {counted(told['reasons'])}" if told["reasons"] else "")
     )
-    for finding in _of_filters(told, cfg, folder.path):
+    for finding in of_filters(told, cfg, folder.path):
         flow.tell(finding)
     return str(told["files"]["kept.jsonl"])
 
@@ -250,60 +247,6 @@ def _filters(flow: Flow, answers: str) -> str:
 def _draws(cfg: Config) -> dict[str, Any]:
     """How rollouts are drawn; how many at once changes none."""
     return cfg.sampling.model_dump(mode="json", exclude={"batch_rows"})
-
-
-def _counts(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in reasons.items())
-
-
-def _looser(reason: str, cfg: Config) -> str:
-    return {
-        "truncated": f"coldstart.max_tokens={2 * ((cfg.coldstart and cfg.coldstart.max_tokens) or cfg.sampling.max_tokens)}",
-        "no_answer": "coldstart.filters.no_answer=false",
-        "repeated_text": "coldstart.filters.repetitive=false",
-        "repeated_ngrams": "coldstart.filters.ngram_share=1",
-        "wrong": "coldstart.filters.wrong=false",
-    }.get(reason, "coldstart.temperature=1.0")
-
-
-def _of_filters(told: dict[str, Any], cfg: Config, path: Path) -> list[Finding]:
-    found = []
-    share = told["dropped"] / (told["dropped"] + told["kept"])
-    if share > MANY_DROPPED:
-        most = max(told["reasons"], key=lambda name: told["reasons"][name])
-        found.append(
-            Finding(
-                "answers_dropped",
-                "warning",
-                f"{share:.0%} of the teacher's answers were dropped, most as {most}",
-                numbers={"dropped_fraction": share},
-                remedy=f"opd coldstart --resume {path} {_looser(most, cfg)}",
-                source="arXiv 2604.13016, 5.1",
-            )
-        )
-    if told["respelt"] > SOME_RESPELT * told["kept"]:
-        found.append(
-            Finding(
-                "answers_respelt",
-                "warning",
-                f"the text of {told['respelt']:,} of {told['kept']:,} answers is read as other tokens than the teacher drew: the "
-                "student imitates another spelling",
-                numbers={"respelt": told["respelt"], "kept": told["kept"]},
-                source="docs/coldstart.md",
-            )
-        )
-    if told["ends_replaced"]:
-        found.append(
-            Finding(
-                "end_token_replaced",
-                "warning",
-                f"the teacher ends {told['ends_replaced']:,} answers with a token that does not end the student's: they are "
-                "imitated with the student's own",
-                remedy="opd check CONFIG",
-                source="arXiv 2609.20511",
-            )
-        )
-    return found
 
 
 def _learn(flow: Flow, kept: str) -> tuple[int, Path]:
@@ -319,7 +262,6 @@ def _learn(flow: Flow, kept: str) -> tuple[int, Path]:
         cfg.learner.compute,
         cfg.seed,
         _draws(cfg),
-        cfg.diagnostics.k,
     )
     told = folder.done("sft", inputs=inputs)
     if told is None:
@@ -337,15 +279,7 @@ def _learn(flow: Flow, kept: str) -> tuple[int, Path]:
         )
     flow.show.note(f"hand-over: {told['says']}")
     if told["why"] == "limit":
-        flow.tell(
-            Finding(
-                "handover_at_the_limit",
-                "warning",
-                f"overlap had not stopped rising, nor reached a target, at the most steps ({told['step']})",
-                remedy=f"opd coldstart --resume {folder.path} coldstart.steps={2 * cold.steps}",
-                source="docs/coldstart.md",
-            )
-        )
+        flow.tell(at_the_limit(told, cold, folder.path))
     return 0, folder.path / "sft" / "checkpoints" / f"step_{told['step']}" / "model"
 
 

@@ -92,25 +92,29 @@ class ColdstartFolder:
         return {name: told for name, told in self.stages.items() if told["state"] == "complete"}
 
     def done(self, stage: str, *, inputs: str) -> dict[str, Any] | None:
-        """What a stage told, if it is complete and was made from the same inputs. UserError where its files changed since."""
+        """What a stage told, if it is complete, was made from the same inputs and has its files. UserError where one changed."""
         told = self.complete.get(stage)
         if told is None or told["inputs"] != inputs:
             return None
         for name, digest in told["files"].items():
             path = self.path / name
-            if not path.is_file() or sha256(path) != digest:
+            if not path.is_file():
+                return None
+            if sha256(path) != digest:
+                place, run = shlex.quote(str(path)), shlex.quote(str(self.path))
                 raise UserError(
                     f"{path} is not what stage `{stage}` wrote",
-                    hint=f"put it back; or make it anew: rm -f {shlex.quote(str(path))} {shlex.quote(str(self.path / MANIFEST))}"
-                    f" and begin again with run={self.path}-2",
+                    hint=f"put it back, or make it again: rm {place} && opd coldstart --resume {run}",
                 )
         return told
 
     def begin(self, stage: str, *, inputs: str) -> None:
         """Note what a stage is being made from; what it or a later stage left of other inputs is moved aside."""
-        if self.stages.get(stage, {}).get("inputs") == inputs:
+        known = self.stages.get(stage, {})
+        if known.get("inputs") == inputs and known["state"] == "begun":
             return  # it was cut off, and goes on
-        later = STAGES[STAGES.index(stage) :]
+        # The same inputs again (a file is gone) give the same files, and what was made of them stays.
+        later = (stage,) if known.get("inputs") == inputs else STAGES[STAGES.index(stage) :]
         self._aside([name for each in later for name in FILES[each]])
         self.stages = {name: told for name, told in self.stages.items() if name not in later}
         self.stages[stage] = {"state": "begun", "inputs": inputs}
