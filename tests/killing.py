@@ -90,6 +90,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "mix.demonstrations": 3,
         "mix.path": "shown.jsonl",
     },
+    # the teacher begins some responses, fewer and fewer
+    "prefix": {
+        "teacher": "teacher",
+        "task.grader.type": "regex",
+        "task.grader.pattern": r"'(\d)'",
+        "prefix.tokens": 3,
+        "prefix.share": 0.8,
+        "prefix.until": 10,
+    },
     # an average of itself, which moves at every step
     "ema": {
         "teacher.type": "self",

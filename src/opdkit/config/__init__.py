@@ -1,6 +1,6 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
-from opdkit.config.horizon import HorizonConfig
+from opdkit.config.horizon import HorizonConfig, PrefixConfig
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import (
@@ -61,6 +61,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Patience",
+    "PrefixConfig",
     "PushDownConfig",
     "RouterTeacher",
     "SamplerConfig",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
-from opdkit.config.horizon import HorizonConfig
+from opdkit.config.horizon import HorizonConfig, PrefixConfig
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
@@ -183,6 +183,8 @@ class Config(Record):
     """What the control pushes down."""
     horizon: HorizonConfig = HorizonConfig()
     """How deep along a response the teacher is listened to."""
+    prefix: PrefixConfig = PrefixConfig()
+    """Responses that the teacher begins."""
     health: HealthConfig = HealthConfig()
     """Who watches, and what happens when it goes wrong."""
     eval: EvalConfig = EvalConfig()
