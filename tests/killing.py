@@ -102,6 +102,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "widen.floor_of": "nats",
         "widen.clear": 1.0,
     },
+    # the teacher begins some responses, fewer and fewer
+    "prefix": {
+        "teacher": "teacher",
+        "task.grader.type": "regex",
+        "task.grader.pattern": r"'(\d)'",
+        "prefix.tokens": 3,
+        "prefix.share": 0.8,
+        "prefix.until": 10,
+    },
     # an average of itself, which moves at every step
     "ema": {
         "teacher.type": "self",

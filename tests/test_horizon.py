@@ -173,6 +173,16 @@ def test_of_nothing_a_start_grows_and_a_cut_stays() -> None:
     assert seen == [16, 8, 8, 8]
 
 
+def test_a_horizon_that_cuts_every_response_is_tried_again() -> None:
+    """Nothing ends below it, so nothing is graded: it must not stay there for want of grades."""
+    horizon = Horizon(config(horizon={"mode": "shorten", "every": 1}))
+    horizon.see(row(1, [0.9, 0.1, 0.1, 0.1]))
+    assert horizon.depth == 8
+    for step in range(2, 8):
+        horizon.see(row(step, [None] * 4))
+    assert horizon.depth == MOST
+
+
 def test_what_is_not_drawn_is_tried_less_and_less_often() -> None:
     horizon = Horizon(config(horizon={"mode": "shorten", "every": 1}))
     cuts = []

@@ -122,6 +122,14 @@ def test_a_teacher_that_is_an_average_is_taken_up_again(nursery: Nursery, place:
     assert trial.struck and trial.identical, trial
 
 
+def test_responses_that_the_teacher_began_are_drawn_again(nursery: Nursery, place: Path) -> None:
+    case = Case.make(nursery, place, "prefix")
+    led = [row["led_fraction"] for row in rows(case.reference, "metrics.jsonl")]
+    assert led[0] > 0.0 and led[-1] == 0.0
+    trial = case.trial("prefix", [Kill(when=lambda run: look(run)["rows"] >= 5), Kill(save=1)])
+    assert trial.struck and trial.identical, trial
+
+
 def test_a_damaged_checkpoint_is_told_once(local: Case) -> None:
     """The older one is used; the finding says so, however often the run is resumed from there."""
     run = local.folder / "damaged"

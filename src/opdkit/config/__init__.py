@@ -1,7 +1,7 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
 from opdkit.config.coldstart import ColdstartConfig, FilterConfig, UntilConfig
-from opdkit.config.horizon import HorizonConfig
+from opdkit.config.horizon import HorizonConfig, PrefixConfig
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.mix import MixConfig, refused_of_demonstrations
 from opdkit.config.models import (
@@ -66,6 +66,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Patience",
+    "PrefixConfig",
     "PromptsConfig",
     "PushDownConfig",
     "RouterTeacher",

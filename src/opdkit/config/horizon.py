@@ -34,3 +34,14 @@ class HorizonConfig(Record):
     """Largest factor by which a decision makes it longer; shorter it gets at once. 1 = never longer."""
     threshold: float | None = Field(default=None, gt=0)
     """Of what `by` names; unset: 0.5, 0.8 of the first bin, 1.3 × the teacher's."""
+
+
+class PrefixConfig(Record):
+    """Responses that the teacher begins and the student ends (arXiv 2605.13643): states the student would not reach alone."""
+
+    tokens: int = Field(default=0, ge=0)
+    """The teacher writes so many first tokens, which are not trained; 0 = none."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Of the step's prompts, at the first step."""
+    until: int = Field(default=0, ge=0)
+    """The share falls to 0 over so many steps; 0 = it stays."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
 from opdkit.config.coldstart import ColdstartConfig
-from opdkit.config.horizon import HorizonConfig
+from opdkit.config.horizon import HorizonConfig, PrefixConfig
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
@@ -192,6 +192,8 @@ class Config(Record):
     """What the control pushes down."""
     horizon: HorizonConfig = HorizonConfig()
     """How deep along a response the teacher is listened to."""
+    prefix: PrefixConfig = PrefixConfig()
+    """Responses that the teacher begins."""
     health: HealthConfig = HealthConfig()
     """Who watches, and what happens when it goes wrong."""
     prompts: PromptsConfig = PromptsConfig()

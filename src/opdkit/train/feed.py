@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from opdkit.config import Config
+from opdkit.config import Config, SamplingConfig
 from opdkit.engines.client import EngineError
 from opdkit.models.contracts import Sampler, Teacher
 from opdkit.models.load import LoadedModel
@@ -27,6 +27,7 @@ from opdkit.run.world import World
 from opdkit.tasks import step_prompts
 from opdkit.train.horizon import Horizon, cut_at
 from opdkit.train.plan import Plan
+from opdkit.train.prefixes import Prefixes, is_led
 from opdkit.train.privileged import copied
 from opdkit.train.widen import Widen
 from opdkit.types import Needs, Prompt, Rollout, Scores, Tally
@@ -76,10 +77,11 @@ class OnPolicy:
         widen: Widen | None = None,
         horizon: Horizon | None = None,
         told: Mapping[str, tuple[int, ...]] | None = None,
+        prefixes: Prefixes | None = None,
     ):
         """`student`: the learner's own module, where the sampler does not name its candidates. `others`: scorers beside the
         teacher, by name. `widen`: prompts of another kind in every step. `horizon`: moved by the loop. `told`: what the teacher
-        reads of a demonstration."""
+        reads of a demonstration. `prefixes`: who begins."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.start = task, sampler, start
         self.scorers = ({} if teacher is None else {"teacher": teacher}) | dict(others or {})
@@ -88,6 +90,7 @@ class OnPolicy:
         self.widen = widen
         self.horizon = horizon or Horizon(config)
         self.told = told or {}
+        self.prefixes = prefixes
 
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
@@ -100,7 +103,10 @@ class OnPolicy:
 
     def beside(self, rollouts: Sequence[Rollout]) -> Tally:
         """What the feed alone knows of a step's rollouts."""
-        return Tally({**self.horizon.numbers(rollouts), **copied(rollouts, self.told)})
+        told = {**self.horizon.numbers(rollouts), **copied(rollouts, self.told)}
+        if self.prefixes is not None:
+            told["led_fraction"] = (float(sum(map(is_led, rollouts))), float(len(rollouts)))
+        return Tally(told)
 
     def _rollouts(self, step: int) -> list[Rollout]:
         cfg = self.config
@@ -108,9 +114,7 @@ class OnPolicy:
         mine = distinct(prompts)[self.world.rank :: self.world.size]
         most = self.horizon.drawn
         sampling = cfg.sampling.model_copy(update={"max_tokens": most})
-        sampled = self.sampler.sample(
-            mine, sampling=sampling, seed=cfg.seed, step=step, needs=self.plan.sampler_needs
-        )
+        sampled = self._drawn(mine, sampling, step)
         if self.plan.candidates == "student_forward":
             assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
             sampled = with_candidates(self.student, sampled, needs=self.plan.student_needs)
@@ -127,6 +131,21 @@ class OnPolicy:
     def numbers(self) -> dict[str, float]:
         """What the row of the step says of where its prompts came from."""
         return {} if self.widen is None else self.widen.numbers
+
+    def _drawn(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step: int) -> list[Rollout]:
+        """The step's responses, some of them begun by the teacher."""
+        cfg, needs = self.config, self.plan.sampler_needs
+
+        def own(some: Sequence[Prompt], how: SamplingConfig) -> list[Rollout]:
+            return self.sampler.sample(some, sampling=how, seed=cfg.seed, step=step, needs=needs)
+
+        if self.prefixes is None:
+            return own(prompts, sampling)
+        drawn = self.prefixes.draw(prompts, sampling=sampling, step=step, student=own)
+        assert self.student is not None
+        led = [r for r in drawn if r.logp is None]
+        read = iter(with_candidates(self.student, led, needs=needs | Needs(sampled=True)) if led else ())
+        return [next(read) if r.logp is None else r for r in drawn]
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
         ids = self.teacher_prompt_ids.get(rollout.prompt.source)

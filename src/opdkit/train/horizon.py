@@ -97,8 +97,11 @@ class Horizon:
         cfg = self.cfg
         bound = THRESHOLDS[cfg.by] if cfg.threshold is None else cfg.threshold
         trusted = trusted_depth(self._rows, by=cfg.by, bound=bound, max_tokens=self.most)
-        if trusted is None:  # nothing was told: a start grows on, what was cut stays
-            known, trusted = "unknown", self.depth if self._shortened else self.most
+        if (
+            trusted is None
+        ):  # a start grows on, a mask that was cut stays; what is not drawn is tried, or it would stay unknown
+            held = self._shortened and self.mode == "mask"
+            known, trusted = "unknown", self.depth if held else self.most
         else:
             known = f"trusted up to {trusted} tokens, bound {bound:g}"
         depth = self._tried(min(trusted, int(self.depth * cfg.growth), self.most))

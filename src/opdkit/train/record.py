@@ -14,6 +14,7 @@ import torch
 
 from opdkit.diagnostics import Extreme, Extremes, auroc, derived, merge, overlap_chance, rollout_tally
 from opdkit.train.learner import Learner, Update
+from opdkit.train.prefixes import is_led
 from opdkit.types import Rollout, Tally
 
 
@@ -37,7 +38,8 @@ def metrics_row(
 
     A collective: every rank calls it, and all get the row of all ranks' rollouts.
     """
-    tally = update.tally + learner.summed(rollout_tally(rollouts) + (beside or Tally()))
+    own = [r for r in rollouts if not is_led(r)] or rollouts  # what the student does alone
+    tally = update.tally + learner.summed(rollout_tally(own) + (beside or Tally()))
     row: dict[str, float] = {"step": done, **derived(tally)}
     row |= {f"overlap_chance_at_{k}": overlap_chance(k=k, size=rows) for k in ks if k <= rows}
     row |= _sequence_numbers(update, rollouts, learner) | _extremes(update, learner)

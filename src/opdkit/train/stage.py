@@ -28,6 +28,7 @@ from opdkit.models.contracts import Sampler, Teacher
 from opdkit.models.load import DTYPES, LoadedModel
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.student import Student
+from opdkit.models.teacher import LocalTeacher
 from opdkit.run.checkpoint import latest_checkpoint, load_checkpoint
 from opdkit.run.folder import RunFolder, environment
 from opdkit.run.signals import Stop
@@ -40,6 +41,7 @@ from opdkit.train.imitate import Demonstrations, Rounds
 from opdkit.train.learner import Learner, sharded
 from opdkit.train.mix import Mix, mixed_objective
 from opdkit.train.plan import Plan, make_plan
+from opdkit.train.prefixes import Prefixes, refuse_prefix
 from opdkit.train.prompts import Prompts, encoded_prompts
 from opdkit.train.teachers import check_teacher_weights, open_others, open_teacher, refuse_another
 from opdkit.train.widen import Widen
@@ -83,6 +85,7 @@ def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Pa
     """Raises UserError for input that cannot work, before weights are read and a run folder is made."""
     require_trackers(config.track)
     _refuse_ranks(config, world)
+    refuse_prefix(config, ranks=world.size)
     plan = make_plan(config)
     if config.story == "distill":
         mixed_objective(config, plan)
@@ -218,6 +221,7 @@ def _feed(
         widen=_widen(config, prompts, folder, world),
         horizon=horizon,
         told=prompts.told,
+        prefixes=_prefixes(config, teacher, prompts),
     )
     if config.story != "sft":
         return own
@@ -233,6 +237,12 @@ def _widen(config: Config, prompts: Prompts, folder: RunFolder | None, world: Wo
     widen = Widen(config.widen, prompts.others, seed=config.seed, count=config.prompts_per_step)
     widen.replay(world.gather([] if folder is None else folder.read_metrics())[0])
     return widen
+
+
+def _prefixes(config: Config, teacher: Teacher | None, prompts: Prompts) -> Prefixes | None:
+    if config.prefix.tokens == 0 or not isinstance(teacher, LocalTeacher):
+        return None
+    return Prefixes(config, teacher.loaded, teacher_prompt_ids=prompts.teacher_ids)
 
 
 def _mix(
