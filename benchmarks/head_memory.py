@@ -83,7 +83,7 @@ class Stage:
     def ours(self, preset: str, *, measured: int, given_ids: bool = False, columns: bool = True) -> Tensor:
         """The learner's forward from packed hidden states on; without `columns` always through whole rows."""
         objective = Objective(ObjectiveConfig(preset=preset))
-        positions = len(self.hidden)
+        positions, models = len(self.hidden), ("teacher", *objective.spec.others)
         student = Student(_loaded(self.head))
         student._packed_hidden = lambda micro: self.hidden  # the body is not what is measured here
         micro = MicroBatch(
@@ -94,12 +94,12 @@ class Stage:
             measured=torch.arange(positions) % max(positions // max(measured, 1), 1)
             == (0 if measured else -1),
             index=torch.arange(positions),
-            support=of_ids(self.ids, source="sampler")
+            support=of_ids(self.ids, source="teacher" if objective.spec.of_teacher else "sampler")
             if given_ids or (objective.columns_only and columns)
             else None,
-            scores={"teacher": Scores(fingerprint="", hidden=self.teacher_hidden)},
+            scores=dict.fromkeys(models, Scores(fingerprint="", hidden=self.teacher_hidden)),
         )
-        loss, _ = student(micro, objective, {"teacher": self.teacher_head})
+        loss, _ = student(micro, objective, dict.fromkeys(models, self.teacher_head))
         return loss / positions
 
     def gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:

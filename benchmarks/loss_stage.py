@@ -26,6 +26,7 @@ import torch
 
 from head_memory import Stage, V, in_own_process
 from machine import one_core
+from opdkit.config import ObjectiveConfig
 from opdkit.config.presets import RECIPES
 from record import digits, ratio, spread
 
@@ -45,12 +46,21 @@ def main() -> None:
     given = parser.parse_args()
     one_core()
     made = {
-        "loss": lambda: loss(given.preset or list(RECIPES), given.pairs),
+        "loss": lambda: loss(given.preset or POSITIONWISE, given.pairs),
         "columns": lambda: columns(given.pairs),
         "memory": memory,
     }
     for record in made[given.row]():
         print(json.dumps(record), flush=True)
+
+
+POSITIONWISE = [
+    name
+    for name, recipe in RECIPES.items()
+    if "signal" not in recipe.keys and not ObjectiveConfig(preset=name).others
+]
+"""What couples positions is added to the stage of the preset under it, and further models each need a head of their own: not
+rows of one teacher's stage."""
 
 
 def loss(presets: list[str], pairs: int) -> Iterator[dict[str, Any]]:
