@@ -560,6 +560,8 @@ def test_rollouts_are_counted_not_guessed() -> None:
         "truncated_fraction": (1, 4),
         "repetition_fraction": (0.8, 2),
         "accuracy": (1, 2),
+        "closure_rate": (3, 4),
+        "accuracy_of_closed": (1, 1),
         "ungraded_fraction": (2, 4),
     }
     assert truncated(rollouts[1]) and not truncated(rollouts[0])
@@ -608,4 +610,8 @@ def test_reliability_is_the_difference_of_two_shares_and_half_where_signs_know_n
     assert found["sign_reliability"] == pytest.approx(0.5 + 0.5 * (shares[0] - shares[1]))
     down = derived(tally(reliability(p, p - 1.0, row, scores)))
     assert down["sign_reliability"] == 0.5
-    assert reliability(p, q, row, [None] * 6) == {}
+    ungraded = reliability(p, q, row, [None] * 6)
+    assert ungraded.keys() == {"advantage_size"}
+    assert float(ungraded["advantage_size"][0].sum()) == pytest.approx(
+        sum(abs(float(a - b)) for a, b in zip(p, q, strict=True)), rel=1e-6
+    )

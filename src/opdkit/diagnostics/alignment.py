@@ -58,7 +58,7 @@ from opdkit.diagnostics.candidates import (
     weighted,
     widest_top,
 )
-from opdkit.support import Dist
+from opdkit.support import Dist, RowDist
 
 Measure = tuple[Tensor, Tensor]
 Measures = dict[str, Measure]
@@ -99,7 +99,8 @@ def divergence(student: Dist, teacher: Dist) -> Measures:
     measures: Measures = {}
     p, q = ask(lambda: student.full), ask(lambda: teacher.full)
     if p is not None and q is not None:
-        measures["reverse_kl"] = each(weighted(p.exp(), p - q).sum(-1))
+        chance = student.probability if isinstance(student, RowDist) else p.exp()
+        measures["reverse_kl"] = each(weighted(chance, p - q).sum(-1))
     p_y, q_y = sampled_logp(student), sampled_logp(teacher)
     if p_y is not None and q_y is not None:
         measures["reverse_kl_sampled"] = each(p_y - q_y)

@@ -26,6 +26,9 @@ class RowDist:
     def __init__(self, logits: Float[Tensor, "N V"], *, sampled_ids: Int[Tensor, " N"] | None = None):
         self.logits = logits
         self.sampled_ids = sampled_ids
+        self._widest: Tensor | None = (
+            None  # ids of the widest top-k so far, in falling order: a narrower one begins it
+        )
 
     # Cached values must carry their gradient whoever asks first: a reader under no_grad would otherwise leave a constant
     # behind, and the loss would silently lose a term.
@@ -41,6 +44,11 @@ class RowDist:
             return self.logits.log_softmax(-1)
 
     @cached_property
+    def probability(self) -> Float[Tensor, "N V"]:
+        with torch.enable_grad():
+            return self.full.exp()
+
+    @cached_property
     def sampled(self) -> Float[Tensor, " N"]:
         if self.sampled_ids is None:
             raise LookupError("no sampled ids were given")
@@ -52,7 +60,7 @@ class RowDist:
         """H = logsumexp(z) − Σ p z, in nats."""
         with torch.enable_grad():
             if "full" in self.__dict__:
-                return -(self.full.exp() * self.full).sum(-1)
+                return -(self.probability * self.full).sum(-1)
             return self.logsumexp - (self.logits.softmax(-1) * self.logits).sum(-1)
 
     def at(self, ids: Int[Tensor, "N S"]) -> Float[Tensor, "N S"]:
@@ -61,7 +69,9 @@ class RowDist:
         return self.logits.gather(-1, ids) - self.logsumexp[:, None]
 
     def topk(self, k: int) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
-        ids = self.logits.detach().topk(k, dim=-1).indices
+        if self._widest is None or self._widest.shape[-1] < k:
+            self._widest = self.logits.detach().topk(k, dim=-1).indices
+        ids = self._widest[:, :k]
         return ids, self.at(ids)
 
     def rows(self, index: Int[Tensor, " M"]) -> RowDist:
