@@ -72,7 +72,7 @@ class Ours:
     def learn(self, rollouts: list[Rollout], step: int, *, contexts: Contexts = None) -> Update:
         """A step on tokens that someone else sampled."""
         if self.width:
-            rollouts = with_candidates(self.student, rollouts, width=self.width)
+            rollouts = with_candidates(self.student, rollouts, needs=Needs(top_k=self.width))
         return self._learn(_reading(rollouts, contexts), step)
 
     @property
