@@ -143,6 +143,27 @@ def test_demonstrations_are_learned_from_beside_own_rollouts(
     assert rows[0]["grad_norm"] != pytest.approx(alone[0]["grad_norm"], rel=1e-3)
 
 
+def test_demonstrations_have_end_tokens_and_special_tokens_of_their_own(
+    train: Any, shop: Path, tmp_path: Path
+) -> None:
+    """What the objective of data asks for is not asked of own rollouts, and the other way round."""
+    losses = {}
+    for name, ends in (("apart", False), ("one", True)):
+        keys = {"mix__objective__preset": "full", "mix__objective__merge_ends": ends}
+        said, _ = train(
+            objective="full",
+            mix__demonstrations=3,
+            mix__path=shop / "shown.jsonl",
+            sampling__stop_ids=[IM_END, *range(40, 160)],
+            run=tmp_path / name,
+            **keys,
+        )
+        assert said.code == 0, said.err
+        losses[name] = metrics(tmp_path / name)[0]
+    assert losses["one"]["loss"] == pytest.approx(losses["apart"]["loss"], rel=1e-5)
+    assert losses["one"]["loss_data"] < 0.99 * losses["apart"]["loss_data"]
+
+
 def test_end_tokens_and_special_tokens(train: Any) -> None:
     said, run = train(
         objective__merge_ends=True,
@@ -202,6 +223,11 @@ def test_what_a_set_leaves_out_and_what_a_bound_cuts_is_measured(train: Any, tmp
         ({"objective__signal__reward": "additive"}, "reads grades, and the task has no grader", "task.grader"),
         ({"objective__signal__reward": "additive", "sampling__responses": 1}, "one response has no spread", "sampling.responses"),
         ({"objective__signal__reward": "sequential"}, "nothing is evaluated on the way", "eval.every"),
+        (
+            {"mix__demonstrations": 2, "mix__objective__preset": "full", "mix__objective__anchor": 0.1},
+            "compares with the start, which this run does not have",
+            "anchor of objective",
+        ),
         ({"mix__demonstrations": 2}, "have no demonstration to imitate", "response_key"),
         ({"mix__demonstrations": 2, "mix__objective": "sampled"}, "drawn by somebody else", "support"),
         ({"mix__demonstrations": 2, "mix__path": "none.jsonl"}, "no prompt file", "mix.path"),

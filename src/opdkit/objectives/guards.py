@@ -13,12 +13,12 @@ clipped_fraction         Σ w [a bound changed the advantage], w = p over S, sum
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from opdkit.config.objective import ObjectiveConfig
 from opdkit.objectives.shaping import bounds
-from opdkit.support import Dist
+from opdkit.support import Dist, mass_of
 from opdkit.types import Support
 
 Guards = dict[str, tuple[Float[Tensor, " M"], Float[Tensor, " M"]]]
@@ -34,7 +34,7 @@ def guard(spec: ObjectiveConfig, student: Dist, teacher: Dist, support: Support)
     found = {"support_size": size, "support_empty_fraction": (size == 0).float()}
     p, q = student.at(support.ids).detach(), teacher.at(support.ids).detach()
     if spec.support != "sampled":
-        found |= {"support_mass_student": _mass(p, keep), "support_mass_teacher": _mass(q, keep)}
+        found |= {"support_mass_student": mass_of(p, keep), "support_mass_teacher": mass_of(q, keep)}
         if not spec.normalisation.startswith("tail"):
             found["mass_left_out"] = 1.0 - found["support_mass_student"]
     acts = bounds(spec.shaping, torch.where(keep, q - p, 0.0), spec.shaping_value)
@@ -43,7 +43,3 @@ def guard(spec: ObjectiveConfig, student: Dist, teacher: Dist, support: Support)
         found["clipped_fraction"] = torch.where(keep & acts, weight, 0.0).sum(-1)
     one = torch.ones_like(size)
     return {name: (value.float(), one) for name, value in found.items()}
-
-
-def _mass(logp: Float[Tensor, "M S"], keep: Bool[Tensor, "M S"]) -> Float[Tensor, " M"]:
-    return torch.where(keep, logp, torch.finfo(logp.dtype).min).exp().sum(-1)

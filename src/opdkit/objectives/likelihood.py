@@ -63,13 +63,9 @@ def advantages(
     rollouts: Sequence[Rollout], *, scale: str = "std", dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, " R"]:
     """One per rollout. A truncated response has not answered: it scores 0, as in evaluation."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, rollout in enumerate(rollouts):
-        if rollout.grade is not None and rollout.grade.score is not None:
-            groups[rollout.prompt.id].append(i)
     result = torch.zeros(len(rollouts), dtype=dtype)
-    for members in groups.values():
-        scores = torch.tensor([_score(rollouts[i]) for i in members], dtype=dtype)
+    for members in scored_groups(rollouts):
+        scores = torch.tensor([score_of(rollouts[i]) for i in members], dtype=dtype)
         if (scores == scores[0]).all():
             continue  # their rounded mean may be a hair off, and AdamW makes any gradient a full step
         centred = scores - scores.mean()
@@ -78,9 +74,19 @@ def advantages(
     return result
 
 
-def _score(rollout: Rollout) -> float:
+def scored_groups(rollouts: Sequence[Rollout]) -> list[list[int]]:
+    """Numbers of the scored responses to each prompt."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, rollout in enumerate(rollouts):
+        if rollout.grade is not None and rollout.grade.score is not None:
+            groups[rollout.prompt.id].append(i)
+    return list(groups.values())
+
+
+def score_of(rollout: Rollout) -> float:
+    """Of a scored response; a truncated one has not answered: 0, as in evaluation."""
     assert rollout.grade is not None and rollout.grade.score is not None
-    return 0.0 if rollout.finish_reason == "length" else rollout.grade.score
+    return 0.0 if rollout.finish_reason == "length" else float(rollout.grade.score)
 
 
 def push_down(batch: Batch, *, share: float = 0.2) -> Float[Tensor, " N"]:

@@ -41,7 +41,7 @@ from opdkit.objectives.divergence import DIVERGENCES
 from opdkit.objectives.selection import Moment
 from opdkit.objectives.shaping import shaped
 from opdkit.objectives.signal import prepare
-from opdkit.support import ColumnDist, Dist, RowDist, blend, choose, with_one_end
+from opdkit.support import ColumnDist, Dist, RowDist, blend, choose, mass_of, with_one_end
 from opdkit.types import Batch, Needs, Signal, Support
 
 Whole = TypeVar("Whole", bound=Dist)
@@ -55,8 +55,8 @@ class Objective:
     """A record of choices plus the maths they name, with the ids that a tokenizer gives their words."""
 
     spec: ObjectiveConfig
-    ends: tuple[int, ...] = ()  # what `merge_ends` makes one
-    special: tuple[int, ...] = ()  # what `mask_special` leaves out
+    ends: tuple[int, ...] = ()  # what `merge_ends` makes one, where the record asks for it
+    special: tuple[int, ...] = ()  # what `mask_special` leaves out, likewise
     scale: float | None = None  # of the target, where it is no longer the record's
 
     def at(self, step: int) -> Objective:
@@ -76,6 +76,10 @@ class Objective:
             "bridge": {"teacher": 1.0, "student": scale},
             "sign_flipped": {"student": 2.0, "teacher": -1.0},
         }[self.spec.target]
+
+    @property
+    def _left_out(self) -> tuple[int, ...]:
+        return self.special if self.spec.mask_special else ()
 
     @property
     def columns_only(self) -> bool:
@@ -130,7 +134,7 @@ class Objective:
 
     def prepare(self, batch: Batch, moment: Moment | None = None) -> Signal:
         """One weight per packed response position, 0 where the token does not train; an advantage where one is asked for."""
-        masked = torch.isin(batch.sampled_ids, torch.tensor(self.special, dtype=torch.long))
+        masked = torch.isin(batch.sampled_ids, torch.tensor(self._left_out, dtype=torch.long))
         return prepare(self.spec, batch, parts=self.parts, masked=masked, moment=moment or Moment())
 
     def seen(self, dist: Whole) -> Whole:
@@ -159,9 +163,9 @@ class Objective:
         return self._without_special(chosen)
 
     def _without_special(self, support: Support) -> Support:
-        if not self.special or support.ids is None or support.keep is None:
+        if not self._left_out or support.ids is None or support.keep is None:
             return support
-        special = torch.tensor(self.special, device=support.ids.device)
+        special = torch.tensor(self._left_out, device=support.ids.device)
         return replace(support, keep=support.keep & ~torch.isin(support.ids, special))
 
     def local(
@@ -310,7 +314,7 @@ def _renormalise(logp: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tenso
 
 def _with_tail(logp: Float[Tensor, "N S"], keep: Tensor) -> Float[Tensor, "N S+1"]:
     """One slot more: log of the mass that no kept slot holds."""
-    held = torch.where(keep, logp, torch.finfo(logp.dtype).min).exp().sum(-1, keepdim=True)
+    held = mass_of(logp, keep)[:, None]
     outside = torch.log1p(-held.clamp(max=1.0 - torch.finfo(logp.dtype).eps))
     return torch.cat([logp, outside], -1)
 
@@ -325,5 +329,4 @@ def _select(terms: Float[Tensor, "N S"], keep: Tensor | None) -> Float[Tensor, "
 
 def _mass(logp: Float[Tensor, "N S"], keep: Tensor) -> Float[Tensor, " N"]:
     """P_S; 1 where nothing is kept, so that an empty set contributes exactly 0."""
-    mass = torch.where(keep, logp, torch.finfo(logp.dtype).min).exp().sum(-1)
-    return torch.where(keep.any(-1), mass, 1.0)
+    return torch.where(keep.any(-1), mass_of(logp, keep), 1.0)

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from opdkit.config.objective import ObjectiveConfig
-from opdkit.objectives.likelihood import advantages
+from opdkit.objectives.likelihood import advantages, score_of, scored_groups
 from opdkit.objectives.selection import Moment, column, selected
 from opdkit.objectives.shaping import shaped
 from opdkit.types import Batch, Rollout, Signal
@@ -55,9 +55,8 @@ def prepare(
         else torch.zeros(len(batch.row), dtype=torch.float64)
     )
     ratio = torch.where(learns, ratio, 0.0)
-    weight = own = _weights(
-        spec, batch, ratio, learns, moment
-    )  # of credit, and of the divergence at the position itself
+    # `weight` is of credit, `own` of the divergence at the position itself
+    weight = own = _weights(spec, batch, ratio, learns, moment)
     advantage = torch.zeros_like(weight)
     if signal.token_rewards != "raw":
         mean, spread = _pooled(batch, ratio, learns)
@@ -81,20 +80,17 @@ def _weights(spec: ObjectiveConfig, batch: Batch, ratio: Tensor, learns: Tensor,
     """m_t ≥ 0; exactly 0 or 1 where nothing but masks and windows is asked for."""
     signal = spec.signal
     weight = learns.to(torch.float64)
-    if signal.positions != "none":
-        value = signal.positions_value or POSITIONS[signal.positions]
-        by_depth = torch.exp2(-batch.depth / value)
-        weight = weight * (
-            prefix_weights(ratio, batch.row, largest=value) if signal.positions == "prefix" else by_depth
-        )
+    value = signal.positions_value or POSITIONS.get(signal.positions, 0.0)
+    if signal.positions == "prefix":
+        weight = weight * prefix_weights(ratio, batch.row, largest=value)
+    if signal.positions == "half_life":
+        weight = weight * torch.exp2(-batch.depth / value)
     if signal.select != "none":
         weight = torch.where(selected(spec, batch, learns, moment), weight, 0.0)
     if signal.gate == "verifier":
         weight = torch.where(_agrees(batch, ratio), weight, 0.0)
-    if signal.prompts == "pass_rate":
-        weight = weight * pass_rate_weights(batch.rollouts)[batch.row]
-    if signal.prompts == "row":
-        weight = weight * row_weights(batch.rollouts)[batch.row]
+    if signal.prompts != "none":
+        weight = weight * PROMPTS[signal.prompts](batch.rollouts)[batch.row]
     return weight
 
 
@@ -119,9 +115,8 @@ def _lengths(row: Tensor) -> list[int]:
 
 def pass_rate_weights(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
     """r(1 − r) of each rollout's prompt; 0 for one that has no score."""
-    groups = _groups(rollouts)
     result = torch.zeros(len(rollouts), dtype=torch.float64)
-    for members in groups.values():
+    for members in scored_groups(rollouts):
         rate = sum(_right(rollouts[i]) for i in members) / len(members)
         result[members] = rate * (1.0 - rate)
     return result
@@ -130,6 +125,10 @@ def pass_rate_weights(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
 def row_weights(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
     """What the row of each rollout's prompt says, 1 where it says nothing."""
     return torch.tensor([float(r.prompt.extra.get("weight", 1.0)) for r in rollouts])
+
+
+PROMPTS = {"pass_rate": pass_rate_weights, "row": row_weights}
+"""Weights of prompts, one per rollout: of the step, or from before the run."""
 
 
 def _agrees(batch: Batch, ratio: Tensor) -> Bool[Tensor, " N"]:
@@ -198,10 +197,8 @@ def _rewarded(
     if signal.reward == "sequential" and not moment.rewarded:
         return weight, advantage
     per_response = advantages(batch.rollouts, scale=signal.reward_scale, dtype=torch.float64)
-    if signal.prompts == "pass_rate":
-        per_response = per_response * pass_rate_weights(batch.rollouts)
-    if signal.prompts == "row":
-        per_response = per_response * row_weights(batch.rollouts)
+    if signal.prompts != "none":
+        per_response = per_response * PROMPTS[signal.prompts](batch.rollouts)
     reward = torch.where(trained, signal.reward_weight * per_response[batch.row], 0.0)
     if signal.reward == "additive":
         return weight, advantage + reward
@@ -225,16 +222,5 @@ def _log_ratio(spec: ObjectiveConfig, batch: Batch, parts: dict[str, float]) -> 
     return shaped(spec.shaping, target - p, p, target, spec.shaping_value)
 
 
-def _groups(rollouts: tuple[Rollout, ...]) -> dict[str, list[int]]:
-    """Numbers of the scored responses to each prompt."""
-    groups: dict[str, list[int]] = {}
-    for i, rollout in enumerate(rollouts):
-        if rollout.grade is not None and rollout.grade.score is not None:
-            groups.setdefault(rollout.prompt.id, []).append(i)
-    return groups
-
-
 def _right(rollout: Rollout) -> bool:
-    """A truncated response has not answered, as in evaluation."""
-    assert rollout.grade is not None and rollout.grade.score is not None
-    return rollout.finish_reason != "length" and rollout.grade.score >= RIGHT
+    return score_of(rollout) >= RIGHT

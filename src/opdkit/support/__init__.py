@@ -2,6 +2,16 @@
 
 from opdkit.support.blend import blend, with_one_end
 from opdkit.support.dist import ColumnDist, Dist, RowDist, StoredDist
-from opdkit.support.select import choose, in_set
+from opdkit.support.select import choose, in_set, mass_of
 
-__all__ = ["ColumnDist", "Dist", "RowDist", "StoredDist", "blend", "choose", "in_set", "with_one_end"]
+__all__ = [
+    "ColumnDist",
+    "Dist",
+    "RowDist",
+    "StoredDist",
+    "blend",
+    "choose",
+    "in_set",
+    "mass_of",
+    "with_one_end",
+]

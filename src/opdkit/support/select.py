@@ -16,15 +16,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from opdkit.config.objective import SupportKind
 from opdkit.support.dist import Dist
 from opdkit.types import Support
 
 
 def choose(
-    kind: Kind,
+    kind: SupportKind,
     *,
     k: int,
     student: Dist,
@@ -52,16 +53,6 @@ def choose(
     return Support(ids=ids, keep=keep, source="student_forward", version=version)
 
 
-Kind = Literal[
-    "sampled",
-    "student_top_k",
-    "teacher_top_k",
-    "overlap",
-    "union",
-    "symmetric_difference",
-    "student_mass",
-    "full",
-]
 Slots = tuple[Int[Tensor, "N S"], Bool[Tensor, "N S"]]
 
 
@@ -113,3 +104,13 @@ def in_set(ids: Int[Tensor, "N S"], others: Int[Tensor, "N M"]) -> Bool[Tensor, 
     [[False, True]]
     """
     return (ids[:, :, None] == others[:, None, :]).any(-1)
+
+
+def mass_of(logp: Float[Tensor, "N S"], keep: Bool[Tensor, "N S"]) -> Float[Tensor, " N"]:
+    """Σ of the probabilities in the slots that are kept; 0 where none is.
+
+    >>> logp, keep = torch.tensor([[0.5, 0.25], [0.5, 0.25]]).log(), torch.tensor([[True, True], [False, False]])
+    >>> mass_of(logp, keep).tolist()
+    [0.75, 0.0]
+    """
+    return torch.where(keep, logp, torch.finfo(logp.dtype).min).exp().sum(-1)

@@ -155,10 +155,13 @@ class OnPolicy:
         """What each scorer said, by its name."""
         return {name: self._score(name, rollouts, self.plan.needs_of(name)) for name in self.scorers}
 
-    def scores_of_others(self, rollouts: Sequence[Rollout], needs: Needs) -> dict[str, list[Scores]]:
-        """The same of rollouts that somebody else made, by `needs` that ask for no candidates of the student's."""
+    def scores_of_others(
+        self, rollouts: Sequence[Rollout], needs: Needs, names: Sequence[str] | None = None
+    ) -> dict[str, list[Scores]]:
+        """What scorers of these names (unset: all) say of rollouts that somebody else made, by `needs` that ask for no candidates
+        of the student's."""
         with self.clock.timed("score"):
-            return {name: self._score(name, rollouts, needs) for name in self.scorers}
+            return {name: self._score(name, rollouts, needs) for name in names or self.scorers}
 
     def _score(self, name: str, rollouts: Sequence[Rollout], needs: Needs) -> list[Scores]:
         ids = candidates(self.plan, rollouts) if needs.at_ids else None

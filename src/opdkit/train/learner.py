@@ -216,8 +216,6 @@ class Learner:
         p, q = torch.cat(notes.student_logp).cpu(), torch.cat(notes.teacher_logp).cpu()
         scores = [None if r.grade is None else r.grade.score for r in batch.rollouts]
         found = reliability(p, q, batch.row[index], scores)
-        if not found:
-            return Tally()
         depth, keep = batch.depth[index], batch.trained[index]
         return tally(found, keep=keep) + by_position(
             found, depth, bins=self.bins, max_tokens=self.max_tokens, keep=keep

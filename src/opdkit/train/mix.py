@@ -16,8 +16,8 @@ from opdkit.train.learner import Part
 from opdkit.train.plan import Plan
 from opdkit.types import Needs, Rollout, Scores, UserError
 
-Score = Callable[[Sequence[Rollout], Needs], dict[str, list[Scores]]]
-"""What the run's scorers say of rollouts that somebody else made."""
+Score = Callable[[Sequence[Rollout], Needs, Sequence[str]], dict[str, list[Scores]]]
+"""What the run's scorers of these names say of rollouts that somebody else made."""
 
 
 class Mix:
@@ -34,7 +34,10 @@ class Mix:
         cfg = self.config
         drawn = step_prompts(self.rollouts, step=step, seed=cfg.seed, count=cfg.mix.demonstrations)
         mine = drawn[self.world.rank :: self.world.size]
-        scores = {} if self.needs is None else self.score(mine, self.needs)
+        scores = {}
+        if self.needs is not None:
+            assert isinstance(self.objective, Objective)
+            scores = self.score(mine, self.needs, ("teacher", *self.objective.spec.others))
         batch = collate(mine, scores)
         batch = replace(batch, measured=torch.zeros_like(batch.measured))
         signal = self.objective.prepare(batch, Moment(cfg.seed, step))
@@ -44,13 +47,18 @@ class Mix:
 def mixed_objective(config: Config, plan: Plan) -> tuple[Objective | Likelihood, Needs | None]:
     """What demonstrations are learned by, and what scorers are asked for of them; None where nobody is.
 
-    UserError where the teacher cannot give that without the student's candidates.
+    UserError where the teacher cannot give that without the student's candidates, or a model is not in the run.
     """
     spec = config.mix.objective
     if spec is None:
         return Likelihood(imitation), None
     assert isinstance(plan.objective, Objective)
     objective = replace(plan.objective, spec=spec)
+    if missing := set(spec.others) - set(plan.others):
+        raise UserError(
+            f"mix.objective compares with the {' and the '.join(sorted(missing))}, which this run does not have",
+            hint="give mix.objective the target and the anchor of objective, or neither",
+        )
     if plan.teacher.offers.full:
         return objective, Needs(full=True)
     unmet = objective.teacher_needs.unmet(replace(plan.teacher.offers, at_ids=False))

@@ -308,18 +308,15 @@ def _who_names(config: Config, needs: Needs, rows: int) -> str | None:
 
 
 def _named_ids(config: Config, tokenizer: Any, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """End tokens of both models, and what else is special, where the objective treats them apart."""
-    spec = config.objective
-    if not (spec.merge_ends or spec.mask_special):
+    """End tokens of both models, and what else is special, where an objective of the run treats them apart."""
+    specs = [spec for spec in (config.objective, config.mix.objective) if spec is not None]
+    if not any(spec.merge_ends or spec.mask_special for spec in specs):
         return (), ()
     ends = set(config.sampling.stop_ids or open_stop_ids(config.student, tokenizer, rows=rows))
-    if spec.merge_ends and isinstance(config.teacher, LocalTeacher):
+    if any(spec.merge_ends for spec in specs) and isinstance(config.teacher, LocalTeacher):
         ends |= set(open_stop_ids(config.teacher, open_tokenizer(config.teacher), rows=rows))
     special = {i for i in tokenizer.all_special_ids if i < rows} - ends
-    return (
-        tuple(sorted(i for i in ends if 0 <= i < rows)) if spec.merge_ends else (),
-        tuple(sorted(special)) if spec.mask_special else (),
-    )
+    return tuple(sorted(i for i in ends if 0 <= i < rows)), tuple(sorted(special))
 
 
 def _refuse_others(objective: Objective, others: Mapping[str, Offer], config: Config) -> None:
