@@ -48,6 +48,11 @@ class Prompt:
     extra: Mapping[str, Any] = field(default_factory=dict)  # what a grader needs beyond `answer`
     ids: tuple[int, ...] = ()  # token ids after templating; empty before
 
+    @property
+    def given(self) -> str | list[dict[str, str]]:
+        """What was asked, as a row of a file holds it: a text, or messages."""
+        return self.text if self.text is not None else [dict(m) for m in self.messages or ()]
+
 
 @dataclass(frozen=True)
 class Grade:
@@ -273,6 +278,12 @@ class Finding:
     step: int | None = None
     rule: str = ""  # "teachable_share < 0.7"
     source: str = ""  # "arXiv 2604.13016, Fig. 18", "docs/testbed.md"
+
+    @property
+    def line(self) -> str:
+        """As a terminal shows it. "error:" is how a command ends, so a finding of that severity is critical."""
+        word = "critical" if self.severity == "error" else self.severity
+        return f"{word}: {self.message}" + (f"  [{self.remedy}]" if self.remedy else "")
 
 
 VerdictName = Literal["go", "cold_start", "align_prompts", "change_teacher", "nothing_to_learn", "fix_first"]

@@ -7,7 +7,7 @@ tried as well: an invariance needs none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -35,12 +35,16 @@ def every_spec() -> Iterator[tuple[str, ObjectiveConfig]]:
     yield from ((named(spec), spec) for spec in accepted())
 
 
+def _over_every_objective(name: str, error: Callable[[ObjectiveConfig], float]) -> Check:
+    worst = Worst()
+    for who, spec in every_spec():
+        worst.attempt(who, spec, partial(error, spec))
+    return worst.check(name)
+
+
 def a_constant_added_to_the_logits() -> Iterator[Check]:
     """log p does not know it. Ids are fixed first: a shift rounds logits, which a top-k notices at a tie."""
-    worst = Worst()
-    for name, spec in every_spec():
-        worst.attempt(name, spec, partial(_shift_error, spec))
-    yield worst.check("a constant added to either model's logits")
+    yield _over_every_objective("a constant added to either model's logits", _shift_error)
 
 
 def _shift_error(spec: ObjectiveConfig) -> float:
@@ -54,10 +58,7 @@ def _shift_error(spec: ObjectiveConfig) -> float:
 
 def other_names_of_the_tokens() -> Iterator[Check]:
     """The vocabulary in another order: the same loss, the gradient in that order."""
-    worst = Worst()
-    for name, spec in every_spec():
-        worst.attempt(name, spec, partial(_order_error, spec))
-    yield worst.check("the vocabulary permuted")
+    yield _over_every_objective("the vocabulary permuted", _order_error)
 
 
 def _order_error(spec: ObjectiveConfig) -> float:

@@ -135,7 +135,7 @@ def _row(rollout: Rollout, tokenizer: Any) -> dict[str, Any]:
     return {
         "id": f"{prompt.id}#{rollout.sample}",
         "prompt_id": prompt.id,
-        "prompt": prompt.text if prompt.text is not None else [dict(m) for m in prompt.messages or ()],
+        "prompt": prompt.given,
         "answer": prompt.answer,
         "group": prompt.group,
         "response": tokenizer.decode(rollout.response_ids),

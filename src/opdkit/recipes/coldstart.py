@@ -71,8 +71,7 @@ class Flow:
 
     def tell(self, finding: Finding) -> None:
         self.findings.append(finding)
-        word = "critical" if finding.severity == "error" else finding.severity
-        self.show.note(f"{word}: {finding.message}" + (f"  [{finding.remedy}]" if finding.remedy else ""))
+        self.show.note(finding.line)
 
 
 def coldstart(config: Config, *, resume: bool = False, show: Show) -> tuple[int, dict[str, Any]]:

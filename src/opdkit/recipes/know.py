@@ -7,7 +7,7 @@ the student's own half-finished answers, which is where on-policy distillation l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,13 +79,8 @@ def continued(
     cuts: Sequence[float] = CUTS,
 ) -> list[Continued]:
     """Cut each rollout at some depths; both models write the rest once; what they wrote is graded as a whole."""
-    shares: list[tuple[float, Callable[[Rollout], int]]] = [
-        (cut, lambda r, cut=cut: int(r.length * cut))  # type: ignore[misc]
-        for cut in cuts
-    ]
-    return _continued(
-        rollouts, shares, student=student, teacher=teacher, task=task, sampling=sampling, seed=seed
-    )
+    kept = {cut: [(r, int(r.length * cut)) for r in rollouts] for cut in cuts}
+    return _continued(kept, student=student, teacher=teacher, task=task, sampling=sampling, seed=seed)
 
 
 def continued_at(
@@ -99,18 +94,12 @@ def continued_at(
     positions: Sequence[int],
 ) -> list[Continued]:
     """The same after so many tokens (`Continued.depth` is that number), of the rollouts that are longer (Fig. 11b)."""
-    places: list[tuple[float, Callable[[Rollout], int]]] = [
-        (position, lambda _, position=position: position)  # type: ignore[misc]
-        for position in positions
-    ]
-    return _continued(
-        rollouts, places, student=student, teacher=teacher, task=task, sampling=sampling, seed=seed
-    )
+    kept: dict[float, list[tuple[Rollout, int]]] = {at: [(r, at) for r in rollouts] for at in positions}
+    return _continued(kept, student=student, teacher=teacher, task=task, sampling=sampling, seed=seed)
 
 
 def _continued(
-    rollouts: Sequence[Rollout],
-    cuts: Sequence[tuple[float, Callable[[Rollout], int]]],
+    cuts: Mapping[float, Sequence[tuple[Rollout, int]]],
     *,
     student: LocalSampler,
     teacher: LocalSampler,
@@ -118,9 +107,10 @@ def _continued(
     sampling: SamplingConfig,
     seed: int,
 ) -> list[Continued]:
+    """By depth: rollouts and how many tokens of each are kept. Where nothing or all of it would be, it says nothing."""
     found = []
-    for depth, place in cuts:
-        kept = [(r, place(r)) for r in rollouts if 0 < place(r) < r.length]
+    for depth, places in cuts.items():
+        kept = [(r, place) for r, place in places if 0 < place < r.length]
         if not kept:
             continue
         ends = {

@@ -195,10 +195,7 @@ def _out(row: Judged, wrapper: Wrapper | None) -> Mapping[str, Any]:
     """The row as it came, in the chosen wrapper if it is kept, with one column more."""
     found = dict(numbered(row.found))
     if wrapper is not None and wrapper.text:
-        changed = wrapper.around(row.prompt)
-        found[row.found.column] = (
-            changed.text if changed.text is not None else [dict(m) for m in changed.messages or ()]
-        )
+        found[row.found.column] = wrapper.around(row.prompt).given
     return {**found, OPD: {"reason": row.reason, **row.numbers}}
 
 

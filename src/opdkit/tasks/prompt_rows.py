@@ -42,9 +42,8 @@ def written(prompts: Iterable[Prompt]) -> list[Written]:
     found = []
     for p in prompts:
         column = "prompt" if p.text is not None else "messages"
-        value: Any = p.text if p.text is not None else [dict(m) for m in p.messages or ()]
         more = {"answer": p.answer, "response": p.response, "group": p.group}
-        row = {"id": p.id, column: value, **{k: v for k, v in more.items() if v is not None}}
+        row = {"id": p.id, column: p.given, **{k: v for k, v in more.items() if v is not None}}
         found.append(Written(p, row, column))
     return found
 

@@ -115,14 +115,13 @@ class _Keeping:
 
 def _row(rollout: Rollout) -> dict[str, Any]:
     prompt = rollout.prompt
-    said = prompt.text if prompt.text is not None else [dict(m) for m in prompt.messages or ()]
     grade = rollout.grade
     return {
         # A prompt with several responses is several rows, each with an id of its own.
         "id": prompt.id if rollout.sample == 0 else f"{prompt.id}#{rollout.sample}",
         "prompt_id": prompt.id,
         "group": prompt.group,
-        "prompt": said,
+        "prompt": prompt.given,
         "answer": prompt.answer,
         "response": rollout.text,
         "finish_reason": rollout.finish_reason,

@@ -123,7 +123,7 @@ def _row(rollout: Rollout) -> Row:
     return {
         "id": prompt.id,
         "sample": rollout.sample,
-        "prompt": prompt.text if prompt.text is not None else [dict(m) for m in prompt.messages or ()],
+        "prompt": prompt.given,
         "response": rollout.text,
         "answer": prompt.answer,
         "group": prompt.group,

@@ -474,5 +474,4 @@ def _tell_of_trackers(stage: Stage, talk: Talk) -> None:
 def _tell(stage: Stage, finding: Finding, talk: Talk) -> None:
     if stage.folder is not None:
         stage.folder.log_finding(finding)
-    word = "critical" if finding.severity == "error" else finding.severity  # "error:" is how a command ends
-    talk.note(f"{word}: {finding.message}" + (f"  [{finding.remedy}]" if finding.remedy else ""))
+    talk.note(finding.line)

@@ -116,9 +116,7 @@ def rollout_rows(done: int, rollouts: Sequence[Rollout], update: Update) -> list
             "step": done,
             "id": r.prompt.id,
             "sample": r.sample,
-            "prompt": r.prompt.text
-            if r.prompt.text is not None
-            else [dict(m) for m in r.prompt.messages or ()],
+            "prompt": r.prompt.given,
             "response": r.text,
             "finish_reason": r.finish_reason,
             "score": None if r.grade is None else r.grade.score,
