@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from opdkit.run.folder import RunFolder
 from opdkit.studies.recipes import PAIRS, Family, Pair, family
 from opdkit.studies.testbed import Workshop, finish, table
 from opdkit.train import Silent
+from pages import with_blocks
 
 EXPECTED = {
     "new capability, same style": "go",
@@ -179,14 +179,10 @@ def model(here: Workshop, known: Family, name: str, *, cache: Path) -> Path:
 
 def page(told: Mapping[str, Any]) -> str:
     """docs/check.md with its blocks made anew."""
-    text = PAGE.read_text()
-    blocks = {"rules": rules_table(), "pairs": list(pairs(told["rows"])), "recovered": list(recovered(told))}
-    for name, lines in blocks.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        block = "\n".join([begin, *lines, end])
-        text, found = re.subn(f"{begin}.*?{end}", lambda _, block=block: block, text, flags=re.DOTALL)
-        assert found == 1, name
-    return text
+    return with_blocks(
+        PAGE.read_text(),
+        {"rules": rules_table(), "pairs": list(pairs(told["rows"])), "recovered": list(recovered(told))},
+    )
 
 
 def pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from opdkit.run.folder import RunFolder
 from opdkit.studies.recipes import family
 from opdkit.studies.testbed import Workshop, finish, table
 from opdkit.train import Silent
+from pages import with_blocks
 
 FAILS, RECOVERS, LEAD = 0.2, 0.7, 0.1
 FIXED = (50, 100, 200, 400, 800)
@@ -191,14 +191,7 @@ def _recovered(row: dict[str, Any]) -> dict[str, Any]:
 
 def page(told: Mapping[str, Any]) -> str:
     """docs/coldstart.md with its tables made anew."""
-    text = PAGE.read_text()
-    blocks = {"arms": list(arms(told["rows"])), "held": list(held(told["rows"]))}
-    for name, lines in blocks.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        block = "\n".join([begin, *lines, end])
-        text, found = re.subn(f"{begin}.*?{end}", lambda _, block=block: block, text, flags=re.DOTALL)
-        assert found == 1, name
-    return text
+    return with_blocks(PAGE.read_text(), {"arms": list(arms(told["rows"])), "held": list(held(told["rows"]))})
 
 
 def failing(rows: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -28,6 +28,7 @@ from opdkit.studies.testbed import Workshop, finish
 from opdkit.tasks.worlds import open_world
 from opdkit.train import Silent
 from opdkit.train.widen import decide
+from pages import with_blocks
 
 TABLE = Path(__file__).parents[1] / "docs" / "studies" / "tables" / "prompts.json"
 PAGE = Path(__file__).parents[1] / "docs" / "prompts.md"
@@ -72,16 +73,7 @@ def main() -> None:
             TABLE.write_text(json.dumps(told, indent=1) + "\n")
             print(json.dumps(verdicts(rows)), flush=True)
     told = json.loads(TABLE.read_text())
-    text = PAGE.read_text()
-    table = "\n".join(page(told))
-    PAGE.write_text(
-        re.sub(
-            r"<!-- study -->.*<!-- /study -->",
-            lambda _: f"<!-- study -->\n{table}\n<!-- /study -->",
-            text,
-            flags=re.S,
-        )
-    )
+    PAGE.write_text(with_blocks(PAGE.read_text(), {"study": list(page(told))}))
 
 
 def base_rows(base: int, *, cache: Path, out: Path) -> Iterator[dict[str, Any]]:
