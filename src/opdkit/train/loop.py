@@ -25,14 +25,11 @@ import torch
 from opdkit.config import Config
 from opdkit.diagnostics import Monitor
 from opdkit.engines.client import EngineError
-from opdkit.models.adapter import write_adapter
-from opdkit.models.adapter_folder import base_of
 from opdkit.models.head import Head
 from opdkit.models.load import LoadedModel, pick_device
 from opdkit.models.sampler import LocalSampler
 from opdkit.models.teacher import LocalTeacher
 from opdkit.objectives import Moment
-from opdkit.run.checkpoint import save_checkpoint
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import load_task
@@ -42,10 +39,10 @@ from opdkit.train.feed import OnPolicy, Stoppable, early_ids
 from opdkit.train.learner import Part, Update
 from opdkit.train.look import tokens_of
 from opdkit.train.record import interleaved, metrics_row, rollout_rows, sequences_row
+from opdkit.train.saving import save
 from opdkit.train.stage import Stage, set_stage
-from opdkit.train.switch import switch_step
-from opdkit.train.teachers import known_of
-from opdkit.types import Finding, Rollout, RunError
+from opdkit.train.switch import switch_finding, switch_step
+from opdkit.types import Finding, Rollout, RunError, Scores
 
 
 class Talk(Protocol):
@@ -86,7 +83,7 @@ def run_story(config: Config, *, resume: Path | None = None, talk: Talk | None =
 
 
 def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
-    cfg, plan, learner, clock = stage.config, stage.plan, stage.learner, stage.clock
+    cfg, learner, clock = stage.config, stage.learner, stage.clock
     heads = _heads(stage)
     done = saved = whole = stage.start  # `whole`: updated, published and logged
     _open(stage, talk)
@@ -100,24 +97,7 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
             done = step + 1
             looks = _look(stage, rollouts) if due(done, cfg.save.rollouts_every) else []
             with clock.timed("update"):
-                batch = collate(
-                    rollouts,
-                    scores,
-                    measured_positions=-(-cfg.diagnostics.positions // stage.world.size),
-                    seed=cfg.seed,
-                    step=step,
-                    early_ids=early_ids(plan, rollouts, scores, k=cfg.objective.k),
-                    early_source=plan.early_ids or "student",
-                )
-                objective = plan.objective.at(step)
-                moment = Moment(
-                    cfg.seed,
-                    step,
-                    rewarded=switched is not None and step >= switched,
-                    window=stage.horizon.window,
-                )
-                own = Part(batch, objective.prepare(batch, moment), objective, window=moment.window)
-                parts = [own] if stage.mix is None else [own, stage.mix.part(step)]
+                parts = _parts(stage, step, rollouts, scores, switched)
                 update = learner.update(*parts, heads=heads, step=step)
             unpublished = _published(stage)  # unchanged after a skipped step
             _refresh_teacher(stage, done)
@@ -164,6 +144,31 @@ def _loop(stage: Stage, stop: Stop, talk: Talk) -> int:
     finally:
         stage.sampler.close()
     return 0
+
+
+def _parts(
+    stage: Stage,
+    step: int,
+    rollouts: Sequence[Rollout],
+    scores: Mapping[str, Sequence[Scores]],
+    switched: int | None,
+) -> list[Part]:
+    """What the step learns from: its rollouts with their signal, and data beside them where that is mixed in."""
+    cfg, plan = stage.config, stage.plan
+    batch = collate(
+        rollouts,
+        scores,
+        measured_positions=-(-cfg.diagnostics.positions // stage.world.size),
+        seed=cfg.seed,
+        step=step,
+        early_ids=early_ids(plan, rollouts, scores, k=cfg.objective.k),
+        early_source=plan.early_ids or "student",
+    )
+    objective = plan.objective.at(step)
+    rewarded = switched is not None and step >= switched
+    moment = Moment(cfg.seed, step, rewarded=rewarded, window=stage.horizon.window)
+    own = Part(batch, objective.prepare(batch, moment), objective, window=moment.window)
+    return [own] if stage.mix is None else [own, stage.mix.part(step)]
 
 
 def _heads(stage: Stage) -> dict[str, Head]:
@@ -307,37 +312,6 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def save(stage: Stage, done: int) -> None:
-    """A checkpoint after `done` updates: a Hugging Face folder, optimizer tensors, counters.
-
-    Gathered by all ranks, written by one.
-    """
-    learner = stage.learner
-    weights, tensors = learner.weights(), {"optimizer": learner.optimizer_tensors()}
-    adapter, (base, _) = learner.adapter(), base_of(stage.config.student)
-    teacher, cfg = stage.teacher, stage.config.teacher
-    if isinstance(teacher, LocalTeacher) and cfg is not None and cfg.type == "self" and cfg.moves_every:
-        tensors["teacher"] = {k: v.clone() for k, v in teacher.loaded.model.state_dict().items()}
-
-    def write(folder: Path) -> None:
-        learner.student.model.save_pretrained(folder / "model", state_dict=weights)
-        learner.student.loaded.tokenizer.save_pretrained(folder / "model")
-        if adapter:
-            place = folder / "adapter"
-            write_adapter(place, learner.student.model, adapter, base=base.model, revision=base.revision)
-
-    if stage.folder is not None:
-        save_checkpoint(
-            stage.folder.path / "checkpoints",
-            done,
-            write=write,
-            tensors=tensors,
-            state={"learner": learner.state(), "world": stage.world.size, "known": known_of(teacher)},
-            keep=stage.config.save.keep,
-        )
-    stage.world.barrier()
-
-
 def _examine(stage: Stage, done: int, talk: Talk) -> None:
     """Evaluate the student on the held-out prompts, if it is time and was not done before a resume."""
     cfg, folder = stage.config, stage.folder
@@ -381,19 +355,7 @@ def _switched(stage: Stage, done: int, talk: Talk) -> int | None:
     at: int | None = stage.world.gather(switch_step(cfg, rows))[0]
     if at is None or folder is None or any(row["name"] == "reward_switch" for row in folder.read_findings()):
         return at
-    why = "as configured" if cfg.objective.signal.switch_step else "evaluation is flat"
-    _tell(
-        stage,
-        Finding(
-            name="reward_switch",
-            severity="info",
-            message=f"from step {at + 1} on the task's reward teaches alone ({why})",
-            numbers={"step": at},
-            step=done,
-            source="arXiv 2609.04108",
-        ),
-        talk,
-    )
+    _tell(stage, switch_finding(cfg, at, step=done), talk)
     return at
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from opdkit.config import Config
 from opdkit.config.signal import SignalConfig
+from opdkit.types import Finding
 
 
 def flat_at(scores: Sequence[float], *, window: int, margin: float) -> int | None:
@@ -37,3 +38,16 @@ def switch_step(config: Config, evaluations: Sequence[tuple[int, float]]) -> int
         [score for _, score in evaluations], window=signal.flat_evaluations, margin=signal.flat_margin
     )
     return None if found is None else evaluations[found][0]
+
+
+def switch_finding(config: Config, at: int, *, step: int) -> Finding:
+    """What is told of it, once."""
+    why = "as configured" if config.objective.signal.switch_step else "evaluation is flat"
+    return Finding(
+        name="reward_switch",
+        severity="info",
+        message=f"from step {at + 1} on the task's reward teaches alone ({why})",
+        numbers={"step": at},
+        step=step,
+        source="arXiv 2609.04108",
+    )
