@@ -1,4 +1,4 @@
-"""What `opd check` and `opd diagnose` are told: a config, options over it, and how to name the pair again."""
+"""What commands on a pair are told: a config, options over it, and how to name the pair again."""
 
 from __future__ import annotations
 
@@ -6,9 +6,33 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from opdkit.config import Config, LocalTeacher, load_config
+import typer
+
 from opdkit.types import UserError
+
+if TYPE_CHECKING:
+    from opdkit.config import Config, LocalTeacher
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Override a config value: optim.lr=1e-5.")
+]
+Student = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Hub id or folder; over CONFIG's student.")
+]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL or parquet; over CONFIG's task.")
+]
+
+
+def arguments(config: str | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
+    """`opd train key=value` without a CONFIG: the first argument is an override then."""
+    changes = list(overrides or [])
+    if config is not None and "=" in config and not Path(config).exists():
+        return None, [config, *changes]
+    return (None if config is None else Path(config)), changes
 
 
 def pair(
@@ -23,6 +47,8 @@ def pair(
 
     Raises UserError where a student, teacher or prompts are missing.
     """
+    from opdkit.config import load_config
+
     options = []
     if student is not None:
         options.append(f"student={json.dumps(student)}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from opdkit.cli.checking import Json, Prompts, Student, arguments, source_of
 from opdkit.cli.errors import going_on
 from opdkit.types import UserError
 
@@ -27,26 +28,16 @@ def prompts(
         list[str] | None,
         typer.Argument(metavar="[key=value]...", help="Override a config value: prompts.taught=FILE."),
     ] = None,
-    student: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Hub id or folder; over CONFIG's student.")
-    ] = None,
+    student: Student = None,
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Over CONFIG's teacher.")] = None,
-    file: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL or parquet; over CONFIG's task.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")
-    ] = False,
+    file: Prompts = None,
+    as_json: Json = False,
 ) -> None:
     """Prompts that suit the teacher: wrapper, content, duplicates, difficulty, breadth; a reason for every row."""
-    from opdkit.cli.checking import source_of
     from opdkit.cli.printer import Printer
     from opdkit.config import load_config
 
-    given = [*([] if config is None else [config]), *(overrides or [])]
-    has_file = config is not None and ("=" not in config or Path(config).exists())
-    path = Path(given[0]) if has_file else None
-    changes = given[1:] if has_file else given
+    path, changes = arguments(config, overrides)
     named = (("student", student), ("teacher", teacher), ("task", None if file is None else str(file)))
     options = [f"{key}={json.dumps(value)}" for key, value in named if value is not None]
     if path is None and not changes and not options:
