@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from commands import metrics, opd, save_model, write_rows
 from killing import Kill, Nursery, compare, files, overrides
-from opdkit.config import build
+from opdkit.config import build, load_config
+from opdkit.recipes.coldstart import coldstart
 from opdkit.recipes.document import schema
 from opdkit.tasks import demonstrations, encode
 from opdkit.tasks.rows import read_prompts
@@ -431,6 +433,54 @@ def test_a_kill_in_any_stage_ends_with_the_same_files(
         assert f"opd coldstart --resume {run}" in child.said
     child = nursery.start(["coldstart", "--resume", str(run)])
     assert child.wait() == 0, child.said
+    assert differences(run, reference) == []
+
+
+class Struck(Silent):
+    """A SIGTERM at one moment of what is shown: each is outside the work that a signal cuts off."""
+
+    def __init__(self, moment: str):
+        self.moment, self.notes = moment, list[str]()
+
+    def at(self, moment: str) -> None:
+        if moment == self.moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.at("filtered" if text.startswith("kept ") else text.split(":")[0])
+
+    def progress(self, what: str, done: int, count: int) -> None:
+        self.at(f"{what} {done} of {count}")
+
+    def probed(self, row: dict[str, Any]) -> None:
+        self.at(f"probe {row['step']}")
+
+    def step(self, row: dict[str, Any], steps: int) -> None:
+        self.at(f"step {row['step']} of {steps}")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["answers 142 of 142", "filtered", "probe 0", "step 2 of 6", "probe 2", "hand-over", "distillation"],
+)
+def test_a_signal_between_two_pieces_of_work_is_heeded_before_the_next(
+    reference: Path, shop: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], moment: str
+) -> None:
+    """`step 2` is the last of its segment."""
+    run = tmp_path / "run"
+    config = load_config(reference / "config.toml", [f"run={run}"])
+    show, unheeded = Struck(moment), list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: unheeded.append(number))
+    try:
+        code, told = coldstart(config, show=show)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (code, unheeded) == (143, [])
+    assert told["exit_code"] == 143 and show.notes[-1].endswith(f"opd coldstart --resume {run}")
+    stages = json.loads((run / "coldstart.json").read_text())["stages"]
+    assert "steps" not in stages.get("distill", {}) and not (run / "distill" / "metrics.jsonl").exists()
+    assert opd(capfd, "coldstart", "--resume", run).code == 0
     assert differences(run, reference) == []
 
 

@@ -46,14 +46,6 @@ class Show(Talk, Protocol):
     def probed(self, row: dict[str, Any]) -> None: ...
 
 
-class Halted(Exception):
-    """A signal came outside a story; what was whole is saved."""
-
-    def __init__(self, exit_code: int):
-        super().__init__(exit_code)
-        self.exit_code = exit_code
-
-
 @dataclass
 class Flow:
     """A cold start under way."""
@@ -67,11 +59,25 @@ class Flow:
     teacher_ids: dict[str, tuple[int, ...]]
     asked: Asked
     show: Show
+    stop: Stop  # one around everything: a signal between two pieces of work is heeded before the next
     findings: list[Finding] = field(default_factory=list)
 
     def tell(self, finding: Finding) -> None:
         self.findings.append(finding)
         self.show.note(finding.line)
+
+    def whole(self, act: Callable[[], T]) -> T:
+        """Work that is done again as a whole after a signal. Raises Stopped."""
+        with self.stop.interrupting():
+            return act()
+
+    def run(self, config: Config, talk: Talk) -> None:
+        """A story to its end, from where it was. Raises Stopped once it is saved after a signal."""
+        if self.stop.requested:
+            raise Stopped
+        going_on = config.run if (config.run / MARKER).is_file() else None
+        if run_story(config, resume=going_on, talk=talk, stop=self.stop):
+            raise Stopped
 
 
 def coldstart(config: Config, *, resume: bool = False, show: Show) -> tuple[int, dict[str, Any]]:
@@ -86,26 +92,26 @@ def coldstart(config: Config, *, resume: bool = False, show: Show) -> tuple[int,
     with load_task(config.task) as task:
         plan, held_out, teacher_ids, asked = _settled(config, cold, task)
         opened = ColdstartFolder.open if resume else ColdstartFolder.create
-        with opened(config.run, config_toml=dump_toml(config)) as folder:
-            flow = Flow(config, cold, folder, task, plan, held_out, teacher_ids, asked, show)
+        with opened(config.run, config_toml=dump_toml(config)) as folder, Stop() as stop:
+            flow = Flow(config, cold, folder, task, plan, held_out, teacher_ids, asked, show, stop)
             for finding in asked.findings:
                 flow.tell(finding)
+            code = 0
             try:
-                code = _stages(flow)
-            except Halted as halted:
-                code = halted.exit_code
-            if code:
+                _stages(flow)
+            except Stopped:
+                code = stop.exit_code
                 show.note(f"stopped by a signal, saved; go on with: opd coldstart --resume {config.run}")
             return code, {**summary(folder, cold, flow.findings), "exit_code": code}
 
 
-def _stages(flow: Flow) -> int:
-    """The whole story; a code other than 0 is that of a signal."""
+def _stages(flow: Flow) -> None:
+    """The whole story. Raises Stopped after a signal; what was whole is saved."""
     before = _before(flow)
     answers = _answers(flow)
     kept = _filters(flow, answers)
-    code, ready = _learn(flow, kept)
-    return code or _distil(flow, str(ready), before)
+    ready = _learn(flow, kept)
+    _distil(flow, str(ready), before)
 
 
 def _settled(
@@ -152,7 +158,7 @@ def _before(flow: Flow) -> str:
         row = None
         if flow.task.evaluation and cfg.eval.at_ends:
             flow.show.note("the student before")
-            row = _whole(lambda: examine(_alone(cfg)))
+            row = flow.whole(lambda: examine(_alone(cfg)))
             flow.show.evaluation({"step": 0, **row})
         flow.folder.finish("before", inputs=inputs, eval=row)
     return inputs
@@ -179,17 +185,15 @@ def _answers(flow: Flow) -> str:
         folder.begin("answers", inputs=inputs)
         count = len(flow.asked.prompts)
         flow.show.note(f"the teacher answers {count:,} prompts × {cold.responses}")
-        rows = _until_signal(
-            lambda stop: answer(
-                cfg,
-                cold,
-                flow.asked,
-                task=flow.task,
-                folder=folder,
-                rows=flow.plan.rows,
-                stop=stop,
-                progress=lambda done, of: flow.show.progress("answers", done, of),
-            )
+        rows = answer(
+            cfg,
+            cold,
+            flow.asked,
+            task=flow.task,
+            folder=folder,
+            rows=flow.plan.rows,
+            stop=flow.stop,
+            progress=lambda done, of: flow.show.progress("answers", done, of),
         )
         scores = [row["score"] for row in rows if row["score"] is not None]
         accuracy = sum(scores) / len(scores) if scores else None
@@ -248,8 +252,8 @@ def _draws(cfg: Config) -> dict[str, Any]:
     return cfg.sampling.model_dump(mode="json", exclude={"batch_rows"})
 
 
-def _learn(flow: Flow, kept: str) -> tuple[int, Path]:
-    """SFT in segments with a probe after each, until the hand-over; gives the exit code and the student's folder."""
+def _learn(flow: Flow, kept: str) -> Path:
+    """SFT in segments with a probe after each, until the hand-over; gives the student's folder."""
     cfg, cold, folder = flow.config, flow.cold, flow.folder
     how = cold.model_dump(exclude={"filters", "prompts", "responses", "temperature", "top_p", "max_tokens"})
     inputs = digest(
@@ -265,9 +269,7 @@ def _learn(flow: Flow, kept: str) -> tuple[int, Path]:
     told = folder.done("sft", inputs=inputs)
     if told is None:
         folder.begin("sft", inputs=inputs)
-        code, over = _segments(flow)
-        if over is None:
-            return code, Path()
+        over = _segments(flow)
         told = folder.finish(
             "sft",
             inputs=inputs,
@@ -279,12 +281,11 @@ def _learn(flow: Flow, kept: str) -> tuple[int, Path]:
     flow.show.note(f"hand-over: {told['says']}")
     if told["why"] == "limit":
         flow.tell(at_the_limit(told, cold, folder.path))
-    return 0, folder.path / "sft" / "checkpoints" / f"step_{told['step']}" / "model"
+    return folder.path / "sft" / "checkpoints" / f"step_{told['step']}" / "model"
 
 
-def _segments(flow: Flow) -> tuple[int, Handover | None]:
+def _segments(flow: Flow) -> Handover:
     cfg, cold, folder = flow.config, flow.cold, flow.folder
-    run = folder.path / "sft"
     probes = folder.rows(PROBES)
     for row in probes:
         flow.show.probed(row)
@@ -293,20 +294,18 @@ def _segments(flow: Flow) -> tuple[int, Handover | None]:
             _probe(flow, cfg.student.model, 0)
         else:
             if (over := handover(probes, cold)) is not None:
-                return 0, over
+                return over
             last = int(probes[-1]["step"])
             most = cold.until.steps if cold.until.steps is not None else cold.steps
             step = min(last + cold.probe_every, most)
             short = sft_config(cfg, cold, steps=step)
-            going_on = run if (run / MARKER).is_file() else None
-            if code := run_story(short, resume=going_on, talk=_Segment(flow.show, most)):
-                return code, None
-            _probe(flow, str(run / "checkpoints" / f"step_{step}" / "model"), step)
+            flow.run(short, _Segment(flow.show, most))
+            _probe(flow, str(short.run / "checkpoints" / f"step_{step}" / "model"), step)
         probes = folder.rows(PROBES)
 
 
 def _probe(flow: Flow, student: str, step: int) -> None:
-    row = _whole(
+    row = flow.whole(
         lambda: probe(
             flow.config,
             flow.cold,
@@ -322,7 +321,7 @@ def _probe(flow: Flow, student: str, step: int) -> None:
     flow.show.probed(row)
 
 
-def _distil(flow: Flow, student: str, before: str) -> int:
+def _distil(flow: Flow, student: str, before: str) -> None:
     """The run as configured, from the student that was handed over."""
     cfg, folder = flow.config, flow.folder
     config = distill_config(cfg, student)
@@ -333,14 +332,11 @@ def _distil(flow: Flow, student: str, before: str) -> int:
     if folder.done("distill", inputs=inputs) is None:
         folder.begin("distill", inputs=inputs)
         flow.show.note(f"distillation: {config.steps} steps from {student}")
-        going_on = config.run if (config.run / MARKER).is_file() else None
-        if code := run_story(config, resume=going_on, talk=flow.show):
-            return code
+        flow.run(config, flow.show)
         folder.finish("distill", inputs=inputs, steps=config.steps)
-    return 0
 
 
-# --- talk and signals ---------------------------------------------------------------------------------------
+# --- talk ---------------------------------------------------------------------------------------------------
 
 
 class _Segment:
@@ -358,22 +354,3 @@ class _Segment:
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.show.evaluation(row)
-
-
-def _until_signal(act: Callable[[Stop], T]) -> T:
-    """What `act` gives. Raises Halted where a signal asked for the end."""
-    with Stop() as stop:
-        try:
-            return act(stop)
-        except Stopped:
-            raise Halted(stop.exit_code) from None
-
-
-def _whole(act: Callable[[], T]) -> T:
-    """Work that is done again as a whole after a signal."""
-
-    def within(stop: Stop) -> T:
-        with stop.interrupting():
-            return act()
-
-    return _until_signal(within)

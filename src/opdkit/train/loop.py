@@ -61,16 +61,19 @@ class Silent:
     def evaluation(self, row: dict[str, Any]) -> None: ...
 
 
-def run_story(config: Config, *, resume: Path | None = None, talk: Talk | None = None) -> int:
+def run_story(
+    config: Config, *, resume: Path | None = None, talk: Talk | None = None, stop: Stop | None = None
+) -> int:
     """Run `config.story` to the end or to a signal. Returns the exit code: 0; 143 or 130, saved and stopped by one.
 
+    `stop`: that of a recipe around the run, entered; a signal in the last step is then the recipe's to heed.
     Raises UserError before anything expensive for input that cannot work, RunError where it had to stop.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     world = World(pick_device(config.device))
     try:
-        with Stop() as stop, load_task(config.task) as task:
+        with nullcontext(stop) if stop else Stop() as stop, load_task(config.task) as task:
             stage = set_stage(config, world=world, task=task, stop=stop, resume=resume)
             told = (talk if world.main else None) or Silent()
             with stage.folder or nullcontext(), stage.trackers:
