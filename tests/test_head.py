@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from opdkit.config import ObjectiveConfig
-from opdkit.models.head import CHUNK_ROWS, PIECE_BYTES, Ahead, Head, columns_loss, fused_loss, read
+from opdkit.models.head import CHUNK_ROWS, PIECE_BYTES, Ahead, Head, chunks, columns_loss, fused_loss, read
 from opdkit.models.load import describe
 from opdkit.objectives import Objective
 from opdkit.support import ColumnDist, RowDist, choose
@@ -415,9 +415,20 @@ def test_no_tensor_of_positions_times_vocabulary_exists():
 
 def test_a_chunk_is_sized_by_its_bytes_and_its_products_unless_its_rows_are_given():
     small, large = (Head(output=nn.Linear(1, rows, bias=False), rows=rows) for rows in (1 << 14, 1 << 20))
-    assert small.chunk_rows() * 4 * small.rows == 32 << 20
-    assert small.chunk_rows(7) == 7
-    assert large.chunk_rows() == CHUNK_ROWS["cpu"] and large.chunk_rows(least=16) == 16
+    assert small.chunk_rows(of=1024) * 4 * small.rows == 32 << 20
+    assert small.chunk_rows(7, of=1024) == 7
+    rows = CHUNK_ROWS["cpu"]
+    assert large.chunk_rows(of=10 * rows) == rows and large.chunk_rows(of=160, least=16) == 16
+
+
+@pytest.mark.parametrize(
+    ("positions", "chunk"), [(0, 1), (1, 1), (223, 223), (256, 256), (335, 335), (337, 169), (600, 200)]
+)
+def test_chunks_are_of_one_size_and_none_is_short(positions, chunk):
+    head = Head(output=nn.Linear(1, 1 << 20, bias=False), rows=1 << 20)
+    assert head.chunk_rows(of=positions) == chunk
+    sizes = [part.stop - part.start for part in chunks(positions, chunk)]
+    assert sum(sizes) == positions and max(sizes, default=0) - min(sizes, default=0) <= 1
 
 
 @pytest.mark.parametrize("positions", [0, 1, 11, 24])

@@ -49,7 +49,7 @@ class LearnerConfig(Record):
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per micro-batch; the gradient does not depend on it."""
     chunk_rows: int = Field(default=0, ge=0)
-    """Positions per head chunk; 0 picks 224 on a CPU, or as many as make 32 MB of logits; 256 MB on a GPU."""
+    """Positions per head chunk; 0 picks about 224 on a CPU, or 32 MB of logits (256 MB on a GPU), in equal chunks."""
     compute: Literal["float32", "bfloat16", "float64"] = "float32"
     """Arithmetic of the student's forward and backward; masters keep student.dtype."""
     gradient_checkpointing: bool = False

@@ -96,10 +96,12 @@ class Head:
         bias = self.bias
         return self.finish(raw if bias is None else raw + bias[ids].to(hidden.dtype))
 
-    def chunk_rows(self, given: int = 0, *, least: int | None = None) -> int:
-        """Positions per chunk: `given`, or the fewest that reach `least` (CHUNK_ROWS) and, in float32, CHUNK_BYTES."""
+    def chunk_rows(self, given: int = 0, *, of: int, least: int | None = None) -> int:
+        """Positions per chunk, `of` so many: `given`, or about the fewest that reach `least` (CHUNK_ROWS) and, in float32,
+        CHUNK_BYTES, in chunks of one size: a short last one would pack the whole weight for a few positions."""
         kind = self.weight.device.type if self.weight.device.type in CHUNK_BYTES else "cuda"
-        return given or max(least or CHUNK_ROWS[kind], math.ceil(CHUNK_BYTES[kind] / (4 * self.rows)))
+        wanted = max(least or CHUNK_ROWS[kind], math.ceil(CHUNK_BYTES[kind] / (4 * self.rows)))
+        return given or max(1, math.ceil(of / max(1, round(of / wanted))))
 
     def piece_rows(self) -> int | None:
         """Positions per piece of a chunk, or None for all of them."""
@@ -116,7 +118,7 @@ def fused_loss(
 ) -> Float[Tensor, ""]:
     """Σ over chunks of `loss`, differentiable to `hidden` and to the head's weight and bias, once."""
     weight, bias = _wanted(head)
-    return _Fused.apply(hidden, weight, bias, head, loss, head.chunk_rows(chunk_rows))
+    return _Fused.apply(hidden, weight, bias, head, loss, head.chunk_rows(chunk_rows, of=len(hidden)))
 
 
 def columns_loss(
@@ -146,7 +148,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, loss: ChunkLoss, rows: int
     ) -> Tensor:
-        grads = _Gradients(ctx, hidden, weight, bias)
+        grads = _Gradients(ctx, hidden, weight, bias, filled=head.rows if len(hidden) else 0)
         used, used_bias = head.used(hidden.dtype)  # cast once, not once a chunk
         total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -157,7 +159,11 @@ class _Fused(torch.autograd.Function):
                 if grads.hidden is not None:
                     torch.mm(d_raw, used, out=grads.hidden[part])
                 if grads.weight is not None:
-                    grads.weight[: head.rows].addmm_(d_raw.T.to(weight.dtype), hidden[part].to(weight.dtype))
+                    pushed, kept = (
+                        d_raw.T.to(weight.dtype),
+                        float(part.start > 0),
+                    )  # the first chunk fills the buffer
+                    grads.weight[: head.rows].addmm_(pushed, hidden[part].to(weight.dtype), beta=kept)
                 if grads.bias is not None:
                     grads.bias[: head.rows] += d_raw.sum(0).to(grads.bias.dtype)
                 del raw, d_raw  # freed before the next is made
@@ -210,10 +216,13 @@ class _Columns(torch.autograd.Function):
 class _Gradients:
     """Buffers for those of hidden, weight, bias that want a gradient; a frozen head builds none."""
 
-    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None):
+    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, filled: int = 0):
+        """`filled`: rows of the weight's that will be written before they are added to; the others start at 0."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         self.hidden = torch.empty_like(hidden) if wants_hidden else None
-        self.weight = torch.zeros_like(weight) if wants_weight else None
+        self.weight = torch.empty_like(weight) if wants_weight else None
+        if self.weight is not None:
+            self.weight[filled:].zero_()
         self.bias = torch.zeros_like(bias) if wants_bias and bias is not None else None
 
     @property
@@ -266,7 +275,8 @@ class Ahead:
     """Logits of a frozen head at slices of packed positions that are asked for in order: made a chunk at a time."""
 
     def __init__(self, hidden: Float[Tensor, "N D"], head: Head, *, chunk_rows: int = 0):
-        self.hidden, self.head, self.rows = hidden, head, head.chunk_rows(chunk_rows)
+        self.hidden, self.head = hidden, head
+        self.rows = head.chunk_rows(chunk_rows, of=len(hidden))
         self.made: tuple[int, Tensor] = (0, hidden.new_empty(0, 0))
 
     def logits(self, part: slice) -> Float[Tensor, "n V"]:

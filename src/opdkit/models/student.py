@@ -127,7 +127,7 @@ class Student(nn.Module):
         notes: Notes,
     ) -> Tensor:
         """Full rows, a chunk at a time: any support, any divergence; diagnostics from the chunk that is there anyway."""
-        size = self.head.chunk_rows(self.chunk_rows)
+        size = self.head.chunk_rows(self.chunk_rows, of=len(hidden))
         ahead = {
             name: Ahead(said.hidden, heads[name], chunk_rows=size)
             for name, said in micro.scores.items()
@@ -229,8 +229,8 @@ class Student(nn.Module):
         self, hidden: Tensor, micro: MicroBatch, teacher_head: Head | None, notes: Notes
     ) -> None:
         # few positions beside a loss that builds no logits: small chunks, or they would be the step's peak
-        size = self.head.chunk_rows(self.chunk_rows, least=16)
-        for here in micro.measured.nonzero()[:, 0].split(size):
+        measured = micro.measured.nonzero()[:, 0]
+        for here in measured.split(self.head.chunk_rows(self.chunk_rows, of=len(measured), least=16)):
             sampled_ids = micro.sampled_ids[here]
             student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
             teacher = teacher_dist(micro.scores["teacher"], teacher_head, part=here, sampled_ids=sampled_ids)
@@ -259,7 +259,7 @@ class Student(nn.Module):
                 else RowDist(teacher_logits[some], sampled_ids=sampled_ids)
             )
             self._measure(notes, micro, at, p, q, _guarded(waiting.objective, support, p, q, some))
-        if self.head.chunk_rows(self.chunk_rows) < len(micro.index):
+        if self.head.chunk_rows(self.chunk_rows, of=len(micro.index)) < len(micro.index):
             _give_back(here.device)
 
     def _measured_rows(self, device: torch.device) -> int:
@@ -293,7 +293,7 @@ class Student(nn.Module):
             if len(at):
                 p, q = student.rows(some), _rows_of(teacher, some, micro, at)
                 self._measure(notes, micro, at, p, q, {})
-        if len(here) and self.head.chunk_rows(self.chunk_rows) < len(micro.index):
+        if len(here) and self.head.chunk_rows(self.chunk_rows, of=len(micro.index)) < len(micro.index):
             _give_back(here.device)
 
     def _measure(

@@ -27,6 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_LINEAR = 50.0
+"""Above it log(1 + e^x) is x: what is left out, e^−50, is nothing beside 50 in float64."""
+
 Terms = Callable[[Float[Tensor, "N S"], Float[Tensor, "N S"], float], Float[Tensor, "N S"]]
 
 
@@ -54,40 +57,42 @@ def _forward_advantage(p: Tensor, q: Tensor, beta: float) -> Tensor:
     return (q - p).exp()
 
 
-def _mixture(p: Tensor, q: Tensor, beta: float) -> Tensor:
-    """log(β q + (1−β) p)."""
-    return torch.logaddexp(q + math.log(beta), p + math.log1p(-beta))
+def _mixed(ratio: Tensor, share: float) -> Tensor:
+    """log m − log p where m holds `share` of q and the rest of p: log(1 − share + share · q / p), from log q − log p.
+
+    One function of the ratio: neither probability is made, and where p and q agree nothing cancels.
+    """
+    odds = math.log(share) - math.log1p(-share)
+    return torch.nn.functional.softplus(ratio + odds, threshold=_LINEAR) + math.log1p(-share)
 
 
 def _js_value(p: Tensor, q: Tensor, beta: float) -> Tensor:
-    m = _mixture(p, q, beta)
-    return beta * q.exp() * (q - m) + (1 - beta) * p.exp() * (p - m)
+    ratio = q - p
+    m = _mixed(ratio, beta)
+    return beta * q.exp() * (ratio - m) - (1 - beta) * p.exp() * m
 
 
 def _js_advantage(p: Tensor, q: Tensor, beta: float) -> Tensor:
-    return (1 - beta) * (_mixture(p, q, beta) - p)
-
-
-def _skewed(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    """log((1−α) q + α p)."""
-    return torch.logaddexp(q + math.log1p(-alpha), p + math.log(alpha))
+    return (1 - beta) * _mixed(q - p, beta)
 
 
 def _skewed_reverse_value(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    return p.exp() * (p - _skewed(p, q, alpha))
+    return -p.exp() * _mixed(q - p, 1 - alpha)
 
 
 def _skewed_reverse_advantage(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    m = _skewed(p, q, alpha)
-    return m - p + alpha * (p - m).exp()
+    m = _mixed(q - p, 1 - alpha)
+    return m + alpha * (-m).exp()
 
 
 def _skewed_forward_value(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    return q.exp() * (q - _mixture(p, q, alpha))
+    ratio = q - p
+    return q.exp() * (ratio - _mixed(ratio, alpha))
 
 
 def _skewed_forward_advantage(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    return (1 - alpha) * (q - _mixture(p, q, alpha)).exp()
+    ratio = q - p
+    return (1 - alpha) * (ratio - _mixed(ratio, alpha)).exp()
 
 
 DIVERGENCES: dict[str, DivergenceTerms] = {
