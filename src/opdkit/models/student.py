@@ -6,8 +6,6 @@ student and teacher side by side. Returns the summed loss and what was noted on 
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure, measure_alone
 from opdkit.models.adapter import train_adapter_only
 from opdkit.models.head import Ahead, Head, columns_loss, fused_loss
+from opdkit.models.keep import Keep
 from opdkit.models.load import LoadedModel
 from opdkit.models.rows import can_share, packed_states
 from opdkit.models.teacher import teacher_dist
@@ -29,8 +28,6 @@ from opdkit.types import MicroBatch, Support
 
 MEASURED_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Logits of positions that are measured together: on a CPU a piece stays in cache."""
-# glibc has it, musl has not
-_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 @dataclass
@@ -48,10 +45,24 @@ class Notes:
     )  # probability of the end tokens, where both models' rows are whole
     teacher_stop: list[Tensor] = field(default_factory=list)
     stop_index: list[Tensor] = field(default_factory=list)
+    keep: Keep = field(default_factory=Keep)  # whatever is noted beside a chunk's logits goes through it
 
     def extend(self, other: Notes) -> None:
-        for name in vars(self):
-            getattr(self, name).extend(getattr(other, name))
+        for name, noted in vars(self).items():
+            if isinstance(noted, list):
+                noted.extend(getattr(other, name))
+
+    def measured(self, measures: Measures, index: Tensor) -> None:
+        """Measures at positions `index` of the step."""
+        keep = self.keep
+        self.measures.append({name: (keep(total), keep(count)) for name, (total, count) in measures.items()})
+        self.measured_index.append(keep(index))
+
+    def sampled(self, student: Dist, teacher: Dist, index: Tensor) -> None:
+        """What both gave the tokens taken."""
+        self.student_logp.append(self.keep(student.sampled))
+        self.teacher_logp.append(self.keep(teacher.sampled))
+        self.sampled_index.append(self.keep(index))
 
     def packed(self) -> tuple[Measures, Tensor]:
         """All measures one after another, with the step's packed index of each."""
@@ -206,9 +217,7 @@ class Student(nn.Module):
         waiting: _Waiting,
     ) -> None:
         """Sampled log-probs everywhere (they are by-products), the full set of diagnostics where `measured` says."""
-        notes.student_logp.append(student.sampled.detach())
-        notes.teacher_logp.append(teacher.sampled.detach())
-        notes.sampled_index.append(micro.index[part])
+        notes.sampled(student, teacher, micro.index[part])
         self._note_ends(notes, student, teacher, micro.index[part])
         rows = micro.measured[part].nonzero()[:, 0]
         if len(rows):
@@ -221,8 +230,7 @@ class Student(nn.Module):
         rows = micro.measured[part].nonzero()[:, 0]
         if len(rows):
             here, measured = rows + part.start, student.rows(rows)
-            notes.measures.append(measure_alone(measured) | _mismatch(measured, micro, here))
-            notes.measured_index.append(micro.index[here])
+            notes.measured(measure_alone(measured) | _mismatch(measured, micro, here), micro.index[here])
 
     @torch.no_grad()
     def _note_sample(
@@ -234,9 +242,7 @@ class Student(nn.Module):
             sampled_ids = micro.sampled_ids[here]
             student = RowDist(self.head.logits(hidden[here]), sampled_ids=sampled_ids)
             teacher = teacher_dist(micro.scores["teacher"], teacher_head, part=here, sampled_ids=sampled_ids)
-            notes.student_logp.append(student.sampled)
-            notes.teacher_logp.append(teacher.sampled)
-            notes.sampled_index.append(micro.index[here])
+            notes.sampled(student, teacher, micro.index[here])
             self._note_ends(notes, student, teacher, micro.index[here])
             rows = torch.arange(len(here), device=here.device)
             self._measure_pieces(notes, micro, rows, here, student, teacher)
@@ -259,8 +265,6 @@ class Student(nn.Module):
                 else RowDist(teacher_logits[some], sampled_ids=sampled_ids)
             )
             self._measure(notes, micro, at, p, q, _guarded(waiting.objective, support, p, q, some))
-        if self.head.chunk_rows(self.chunk_rows, of=len(micro.index)) < len(micro.index):
-            _give_back(here.device)
 
     def _measured_rows(self, device: torch.device) -> int:
         """Positions that are measured together."""
@@ -272,8 +276,8 @@ class Student(nn.Module):
             return
         ids = torch.tensor(self.ends, device=index.device).expand(len(index), -1)
         for noted, dist in ((notes.student_stop, student), (notes.teacher_stop, teacher)):
-            noted.append(dist.at(ids).detach().exp().sum(-1).float())
-        notes.stop_index.append(index)
+            noted.append(notes.keep(dist.at(ids).detach().exp().sum(-1).float()))
+        notes.stop_index.append(notes.keep(index))
 
     def _measure_pieces(
         self,
@@ -293,8 +297,6 @@ class Student(nn.Module):
             if len(at):
                 p, q = student.rows(some), _rows_of(teacher, some, micro, at)
                 self._measure(notes, micro, at, p, q, {})
-        if len(here) and self.head.chunk_rows(self.chunk_rows, of=len(micro.index)) < len(micro.index):
-            _give_back(here.device)
 
     def _measure(
         self,
@@ -312,8 +314,7 @@ class Student(nn.Module):
             missed = (~in_set(ids, student.topk(ids.shape[-1])[0])).float().mean(-1)
             measures["support_mismatch"] = (missed, torch.ones_like(missed))
         notes.extremes.append(extremes(student, teacher, k=self.k))
-        notes.measures.append(measures)
-        notes.measured_index.append(micro.index[here])
+        notes.measured(measures, micro.index[here])
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.compute is None or self.compute == next(self.model.parameters()).dtype:
@@ -372,16 +373,6 @@ def _mismatch(student: Dist, micro: MicroBatch, here: Tensor) -> Measures:
         return {}
     gap = (student.sampled - micro.sampler_logp[here]).abs()
     return {"sampler_mismatch": (gap, torch.ones_like(gap))}
-
-
-def _give_back(device: torch.device) -> None:
-    """Return to the system what measuring left in the heap, after each of several chunks.
-
-    What is noted stays in small holes between them, and glibc before 2.38 does not put an aligned block into a
-    hole of its own size: at a vocabulary of 151,936 every piece left 17 MB behind, without end.
-    """
-    if device.type == "cpu" and _TRIM is not None:
-        _TRIM(0)
 
 
 def _weighted(loss: Tensor, weight: Tensor) -> Tensor:
