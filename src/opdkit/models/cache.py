@@ -87,6 +87,8 @@ class KVCache:
         self.starts: list[int] = []  # first column of each row
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self._live: list[tuple[Tensor, Tensor]] = []
+        self._live_rows = -1
 
     @property
     def rows(self) -> int:
@@ -102,15 +104,17 @@ class KVCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write one column, [R, H, d]; views of all columns in use, [R, H, C, d], come back."""
-        keys, values, rows, used = (
-            self.keys[layer],
-            self.values[layer],
-            len(key),
-            slice(self.low, self.column + 1),
-        )
-        keys[:rows, :, self.column] = key
-        values[:rows, :, self.column] = value
-        return keys[:rows, :, used], values[:rows, :, used]
+        if self._live_rows != self.rows:
+            self._look_at_rows()
+        count, (keys, values) = self.column + 1 - self.low, self._live[layer]
+        keys.select(2, self.column).copy_(key)
+        values.select(2, self.column).copy_(value)
+        return keys.narrow(2, self.low, count), values.narrow(2, self.low, count)
+
+    def _look_at_rows(self) -> None:
+        """Views of the rows in use, made once for as long as these are the same: a step makes few others."""
+        rows = self._live_rows = self.rows
+        self._live = [(key[:rows], value[:rows]) for key, value in zip(self.keys, self.values, strict=True)]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.column - self.low
@@ -180,13 +184,14 @@ class KVCache:
         nan.
         """
         if not self.keys:
+            self._live_rows = -1
             for key, value in states:
                 self.keys.append(self._zeros(key, self.column + self.room))
                 self.values.append(self._zeros(value, self.column + self.room))
             return
         if self.column < self.keys[0].shape[2]:
             return
-        used = self.column - self.low
+        used, self._live_rows = self.column - self.low, -1
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
                 new = self._zeros(old, used + max(self.room, used // 2))

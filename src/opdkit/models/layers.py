@@ -97,17 +97,20 @@ class FastLayers:
         `position` of the new tokens; an int where all rows have the same. `seen` None: every row sees all
         columns.
         """
-        hidden = self.embed(tokens)
+        hidden, rows = self.embed(tokens), tokens.shape[0]
         cos, sin = self._rotation(position, hidden, reach=cache.column + 1)
         for index, layer in enumerate(self.layers):
-            x = layer.attention_norm(hidden).to(self.dtype)
+            x = self._narrowed(layer.attention_norm(hidden))
             query, key, value = self._projected(layer, x, cos, sin)
             keys, values = cache.write(index, key, value)
             mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=layer.scaling)
-            hidden = layer.out.added_to(hidden, mixed.reshape(len(tokens), -1))
-            x = layer.mlp_norm(hidden).to(self.dtype)
+            hidden = layer.out.added_to(hidden, mixed.reshape(rows, -1))
+            x = self._narrowed(layer.mlp_norm(hidden))
             hidden = layer.down.added_to(hidden, layer.activation(layer.gate(x)).mul_(layer.up(x)))
         return self.norm(hidden)
+
+    def _narrowed(self, x: Tensor) -> Tensor:
+        return x if x.dtype == self.dtype else x.to(self.dtype)
 
     def _projected(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [R, h, H / h, d], keys and values [R, h, d]; queries and keys normed and turned together.
@@ -115,14 +118,14 @@ class FastLayers:
         The queries that share a key head count as its query positions, so keys need not be repeated.
         """
         parts = [linear(x) for linear in layer.query_key_value]
-        joint = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).view(len(x), -1, self.head_width)
+        joint = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).view(x.shape[0], -1, self.head_width)
         turned, value = joint[:, : -self.key_heads], joint[:, -self.key_heads :]
         if layer.head_norm is not None:
             turned = layer.head_norm(turned)
         # `sin` is signed, so a roll does rotate_half's work.
-        turned = torch.addcmul(turned * cos, turned.roll(self.head_width // 2, -1), sin).to(self.dtype)
+        turned = self._narrowed(torch.addcmul(turned * cos, turned.roll(self.head_width // 2, -1), sin))
         query, key = turned[:, : -self.key_heads], turned[:, -self.key_heads :]
-        return query.unflatten(1, (self.key_heads, -1)), key, value
+        return query.view(x.shape[0], self.key_heads, -1, self.head_width), key, value
 
     def _rotation(self, position: Tensor | int, like: Tensor, *, reach: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin at `position`, [R, 1, d] or [d], from a table that grows with the sequences."""

@@ -17,6 +17,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -250,9 +251,16 @@ class _Sampling:
         short = [len(row.ids) < self.sampling.min_tokens for row in rows]
         if not (any(short) and self.stops):
             return None
-        banned = torch.zeros(len(rows), self.head.rows, dtype=torch.bool, device=self.device)
-        banned[:, sorted(self.stops)] = torch.tensor(short, device=self.device)[:, None]
-        return banned
+        if all(short):
+            return self.ends.expand(len(rows), -1)
+        return self.ends & torch.tensor(short, device=self.device)[:, None]
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """[V], True for end tokens."""
+        ends = torch.zeros(self.head.rows, dtype=torch.bool)
+        ends[sorted(self.stops)] = True
+        return ends.to(self.device)
 
     def _drop_finished(self) -> None:
         done = [
