@@ -111,6 +111,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "prefix.share": 0.8,
         "prefix.until": 10,
     },
+    # looked at while they are drawn, and the teacher is told what came of them
+    "pruned": {
+        "teacher.type": "self",
+        "teacher.every": 4,
+        "teacher.context": "You read: {feedback}. Answer again.",
+        "task.grader.type": "regex",
+        "task.grader.pattern": r"'(\d)'",
+        "prune.every": 3,
+        "prune.overlap": 0.9,
+    },
     # an average of itself, which moves at every step
     "ema": {
         "teacher.type": "self",

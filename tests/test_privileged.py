@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands import CONFIG, build_shop, metrics, opd, write_rows
+from opdkit.train.feedback import Feedback, told
+from opdkit.train.prefixes import is_led
 from opdkit.train.privileged import copied, copies, filled, refuse_other_beginnings
-from opdkit.types import Prompt, Rollout, UserError
+from opdkit.types import Grade, Prompt, Rollout, UserError
 
 TOKENS = st.lists(st.integers(0, 3), max_size=14)
 DEMONSTRATION = "First add 2, then write what comes out of it, and say so in one word."
@@ -91,4 +94,81 @@ def test_a_student_that_was_told_more_teaches_itself(
 def test_a_demonstration_that_is_missing_is_refused(shop: Path, tmp_path: Path, capfd: Any) -> None:
     said = train(capfd, tmp_path, shop, 'teacher={ type = "self", context = "See {response}" }')
     assert said.code == 2 and "has none" in said.error and "task.response_key" in said.hint
+    assert not (tmp_path / "run").exists()
+
+
+# --- told what came of the very response --------------------------------------------------------------------
+
+FEEDBACK = """teacher={ type = "self", every = 1, context = "You read: {feedback}. Answer again." }"""
+GRADES = st.sampled_from([None, 0.0, 0.5, 1.0])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), GRADES), max_size=10))
+def test_feedback_by_a_loop(rows: list[tuple[int, float | None]]) -> None:
+    rollouts = [
+        Rollout(
+            Prompt(f"p{p}"),
+            (i,),
+            "stop",
+            text=f"t{i}",
+            grade=None if score is None else Grade(score),
+            sample=i,
+        )
+        for i, (p, score) in enumerate(rows)
+    ]
+    expected = []
+    for i, (p, score) in enumerate(rows):
+        right = [j for j, (q, other) in enumerate(rows) if q == p and j != i and other == 1.0]
+        if right:
+            expected.append(f"A right answer: t{right[0]}")
+        else:
+            expected.append(f"A wrong answer: t{i}" if score is not None and score < 1.0 else "")
+    assert told(rollouts) == expected
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_nothing_is_told_of_reads_the_bare_prompt(alone: bool) -> None:
+    def read(prompts: Any, texts: Any) -> list[Prompt]:
+        return [replace(p, ids=(9, len(text), *p.ids)) for p, text in zip(prompts, texts, strict=True)]
+
+    graded = [
+        Rollout(Prompt("a", ids=(1, 2)), (3, 4), "stop", text="x", grade=Grade(score)) for score in (1.0, 0.0)
+    ]
+    feedback = Feedback(read, room=4, rows=50, alone=alone)
+    first, second = feedback.given(graded)
+    assert first.teacher_prompt_ids is None and first.trained == ((False, False) if alone else None)
+    assert second.teacher_prompt_ids == (9, 17, 1, 2) and second.trained is None and not is_led(first)
+    assert feedback.numbers([first, second]) == {"told_fraction": (1.0, 2.0)}
+    narrow = replace(feedback, room=3).given(graded)[1]
+    assert narrow.teacher_prompt_ids is None and replace(feedback, rows=9).given(graded)[1] == narrow
+
+
+def test_a_student_is_told_by_its_own_copy_what_was_wrong(shop: Path, tmp_path: Path, capfd: Any) -> None:
+    """A copy of every step differs by the context alone; where nobody is told anything, nothing is learned."""
+    words = (f"task={shop / 'shown.jsonl'}", "task.grader=exact", FEEDBACK, "objective=full")
+    said = train(capfd, tmp_path, shop, *words)
+    assert said.code == 0, said.err
+    rows = metrics(tmp_path / "run")
+    assert all(row["told_fraction"] == 1.0 and row["reverse_kl"] > 1e-3 for row in rows)
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_where_all_is_right_and_nobody_else_was_there_nothing_trains(
+    shop: Path, tmp_path: Path, capfd: Any
+) -> None:
+    rows = [{"prompt": f"Compute {i} + 2", "answer": " "} for i in range(6)]
+    write_rows(tmp_path / "free.jsonl", rows)
+    free = (
+        f"task={tmp_path / 'free.jsonl'}",
+        """task.grader={ type = "regex", pattern = "()" }""",
+        "sampling.responses=1",
+    )
+    said = train(capfd, tmp_path, shop, *free, FEEDBACK)
+    assert said.code == 0, said.err
+    assert all(row["told_fraction"] == 0.0 and row["grad_norm"] == 0.0 for row in metrics(tmp_path / "run"))
+
+
+def test_feedback_needs_grades(shop: Path, tmp_path: Path, capfd: Any) -> None:
+    said = train(capfd, tmp_path, shop, FEEDBACK)
+    assert said.code == 2 and "no grader" in said.error and "task.grader" in said.hint
     assert not (tmp_path / "run").exists()

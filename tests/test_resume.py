@@ -130,6 +130,15 @@ def test_responses_that_the_teacher_began_are_drawn_again(nursery: Nursery, plac
     assert trial.struck and trial.identical, trial
 
 
+def test_responses_that_were_cut_and_told_of_are_drawn_again(nursery: Nursery, place: Path) -> None:
+    case = Case.make(nursery, place, "pruned")
+    told = rows(case.reference, "metrics.jsonl")
+    assert any(row["pruned_fraction"] > 0.0 for row in told)
+    assert any(row["told_fraction"] > 0.0 for row in told)
+    trial = case.trial("pruned", [Kill(when=lambda run: look(run)["rows"] >= 5), Kill(save=1)])
+    assert trial.struck and trial.identical, trial
+
+
 def test_a_damaged_checkpoint_is_told_once(local: Case) -> None:
     """The older one is used; the finding says so, however often the run is resumed from there."""
     run = local.folder / "damaged"

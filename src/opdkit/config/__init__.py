@@ -1,7 +1,7 @@
 """All records and presets of the configuration. Torch-free; every key documented where it is declared."""
 
 from opdkit.config.coldstart import ColdstartConfig, FilterConfig, UntilConfig
-from opdkit.config.horizon import HorizonConfig, PrefixConfig
+from opdkit.config.horizon import HorizonConfig, PrefixConfig, PruneConfig
 from opdkit.config.load import build, dump_table, dump_toml, explain, load_config, parse_overrides
 from opdkit.config.mix import MixConfig, refused_of_demonstrations
 from opdkit.config.models import (
@@ -68,6 +68,7 @@ __all__ = [
     "Patience",
     "PrefixConfig",
     "PromptsConfig",
+    "PruneConfig",
     "PushDownConfig",
     "RouterTeacher",
     "SamplerConfig",

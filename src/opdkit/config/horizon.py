@@ -36,6 +36,15 @@ class HorizonConfig(Record):
     """Of what `by` names; unset: 0.5, 0.8 of the first bin, 1.3 × the teacher's."""
 
 
+class PruneConfig(Record):
+    """Responses that are drawn no further once the teacher no longer knows the state (arXiv 2605.07804)."""
+
+    every: int = Field(default=0, ge=0)
+    """Look after so many tokens of every response; 0 = never. Both models read the text again at a look."""
+    overlap: float = Field(default=0.5, gt=0, le=1)
+    """Least mean overlap ratio of the tokens since the last look, at diagnostics.k candidates: below it the response is cut."""
+
+
 class PrefixConfig(Record):
     """Responses that the teacher begins and the student ends (arXiv 2605.13643): states the student would not reach alone."""
 

@@ -48,7 +48,7 @@ class LocalTeacher(Record):
     """What travels per position: `hidden` states or, as from a server, log-probs at `ids`."""
     context: str | None = None
     """A system message only the teacher reads: the same weights under another context are another teacher. {answer} and
-    {response} stand for what the prompt's row has of them."""
+    {response} stand for what the prompt's row has of them, {feedback} for what came of the response that is scored."""
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per teacher forward."""
 
@@ -70,7 +70,8 @@ class SelfTeacher(Record):
     """As for a local teacher."""
     context: str | None = None
     """A system message only the teacher reads. With {answer} or {response}, filled from the prompt's row, the teacher is the
-    student itself that was told more (arXiv 2601.18734)."""
+    student itself that was told more (arXiv 2601.18734); with {feedback} it is told what came of the very response: a right one
+    of its group, or that it is wrong (arXiv 2601.20802)."""
     batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens per teacher forward."""
 

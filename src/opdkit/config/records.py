@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from opdkit.config.base import FilePath, Record, named
 from opdkit.config.coldstart import ColdstartConfig
-from opdkit.config.horizon import HorizonConfig, PrefixConfig
+from opdkit.config.horizon import HorizonConfig, PrefixConfig, PruneConfig
 from opdkit.config.mix import MixConfig
 from opdkit.config.models import ModelConfig, Reference, Teacher
 from opdkit.config.objective import ObjectiveConfig
@@ -194,6 +194,8 @@ class Config(Record):
     """How deep along a response the teacher is listened to."""
     prefix: PrefixConfig = PrefixConfig()
     """Responses that the teacher begins."""
+    prune: PruneConfig = PruneConfig()
+    """Responses that are drawn no further."""
     health: HealthConfig = HealthConfig()
     """Who watches, and what happens when it goes wrong."""
     prompts: PromptsConfig = PromptsConfig()

@@ -30,6 +30,7 @@ from opdkit.recipes.coldstart_folder import ColdstartFolder
 from opdkit.run.signals import Stop
 from opdkit.tasks import Task, encode
 from opdkit.train.examine import answering
+from opdkit.train.privileged import read_by_teacher
 from opdkit.train.prompts import fitting, refuse_unknown_tokens
 from opdkit.types import Finding, Prompt, Rollout
 
@@ -57,7 +58,8 @@ def teacher_of(config: Config) -> ModelConfig:
 
 def ask(config: Config, cold: ColdstartConfig, prompts: Sequence[Prompt]) -> Asked:
     """The prompts the teacher will answer, encoded. UserError where none leaves room. No weights are read."""
-    teacher, context = teacher_of(config), config.teacher.context if config.teacher else None
+    teacher = teacher_of(config)
+    context = read_by_teacher(config.teacher.context if config.teacher else None, prompts)
     check_weights(teacher)
     model, tokenizer = open_config(teacher), open_tokenizer(teacher)
     encoded = encode(prompts, tokenizer, config.task, system=context)

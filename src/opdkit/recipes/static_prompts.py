@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from opdkit.recipes.static_read import PROBES, Side, Subject, counted, prompts_command, render
 from opdkit.tasks import encode
+from opdkit.train.privileged import read_by_teacher
 from opdkit.types import Finding, Prompt, UserError
 
 REPEATED = 0.01  # share of repeated prompts from which a file is worth a look; generators repeat by nature
@@ -265,11 +266,11 @@ def _narrower(subject: Subject) -> bool:
 
 def _encoded(subject: Subject, prompts: Sequence[Prompt], *, teacher: bool = False) -> list[Prompt]:
     """With ids, as the student reads them or, with its context, the teacher."""
-    context = None
+    context, bare = None, [replace(p, ids=()) for p in prompts]
     if teacher and subject.config.teacher is not None:
-        context = subject.config.teacher.context
+        context = read_by_teacher(subject.config.teacher.context, bare)
     return encode(
-        [replace(p, ids=()) for p in prompts],
+        bare,
         subject.student.tokenizer,
         subject.config.task,
         system=context,

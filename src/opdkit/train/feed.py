@@ -25,10 +25,12 @@ from opdkit.models.teacher import LocalTeacher
 from opdkit.run.signals import Stop, Stopped
 from opdkit.run.world import World
 from opdkit.tasks import step_prompts
+from opdkit.train.feedback import Feedback
 from opdkit.train.horizon import Horizon, cut_at
 from opdkit.train.plan import Plan
 from opdkit.train.prefixes import Prefixes, is_led
 from opdkit.train.privileged import copied
+from opdkit.train.pruning import Pruning, is_pruned
 from opdkit.train.widen import Widen
 from opdkit.types import Needs, Prompt, Rollout, Scores, Tally
 
@@ -78,10 +80,11 @@ class OnPolicy:
         horizon: Horizon | None = None,
         told: Mapping[str, tuple[int, ...]] | None = None,
         prefixes: Prefixes | None = None,
+        feedback: Feedback | None = None,
     ):
         """`student`: the learner's own module, where the sampler does not name its candidates. `others`: scorers beside the
         teacher, by name. `widen`: prompts of another kind in every step. `horizon`: moved by the loop. `told`: what the teacher
-        reads of a demonstration. `prefixes`: who begins."""
+        reads of a demonstration. `prefixes`: who begins. `feedback`: who tells the teacher what came of a response."""
         self.config, self.plan, self.prompts, self.world, self.clock = config, plan, prompts, world, clock
         self.task, self.sampler, self.start = task, sampler, start
         self.scorers = ({} if teacher is None else {"teacher": teacher}) | dict(others or {})
@@ -91,6 +94,7 @@ class OnPolicy:
         self.horizon = horizon or Horizon(config)
         self.told = told or {}
         self.prefixes = prefixes
+        self.feedback = feedback
 
     def __iter__(self) -> Iterator[Fed]:
         for step in range(self.start, self.config.steps):
@@ -106,6 +110,13 @@ class OnPolicy:
         told = {**self.horizon.numbers(rollouts), **copied(rollouts, self.told)}
         if self.prefixes is not None:
             told["led_fraction"] = (float(sum(map(is_led, rollouts))), float(len(rollouts)))
+        if self.config.prune.every:
+            told["pruned_fraction"] = (
+                float(sum(is_pruned(r, before=self.horizon.drawn) for r in rollouts)),
+                float(len(rollouts)),
+            )
+        if self.feedback is not None:
+            told |= self.feedback.numbers(rollouts)
         return Tally(told)
 
     def _rollouts(self, step: int) -> list[Rollout]:
@@ -119,7 +130,10 @@ class OnPolicy:
             assert self.student is not None, "the sampler names no candidates, so the student must be at hand"
             sampled = with_candidates(self.student, sampled, needs=self.plan.student_needs)
         graded = self.task.grade([self._with_teacher_prompt(r) for r in sampled])
-        return cut_at(graded, most) if most < cfg.sampling.max_tokens else graded
+        if most < cfg.sampling.max_tokens:
+            graded = cut_at(graded, most)
+        graded = [replace(r, grade=None) if r.finish_reason == "cut" else r for r in graded]
+        return graded if self.feedback is None else self.feedback.given(graded)
 
     def _prompts(self, step: int) -> list[Prompt]:
         cfg = self.config
@@ -139,6 +153,8 @@ class OnPolicy:
         def own(some: Sequence[Prompt], how: SamplingConfig) -> list[Rollout]:
             return self.sampler.sample(some, sampling=how, seed=cfg.seed, step=step, needs=needs)
 
+        if cfg.prune.every:
+            return self._pruning(step).rollouts(prompts, sampling)
         if self.prefixes is None:
             return own(prompts, sampling)
         drawn = self.prefixes.draw(prompts, sampling=sampling, step=step, student=own)
@@ -146,6 +162,27 @@ class OnPolicy:
         led = [r for r in drawn if r.logp is None]
         read = iter(with_candidates(self.student, led, needs=needs | Needs(sampled=True)) if led else ())
         return [next(read) if r.logp is None else r for r in drawn]
+
+    def _pruning(self, step: int) -> Pruning:
+        """Who looks, with this step's streams."""
+        cfg, tokenizer = self.config, self.plan.tokenizer
+
+        def draw(some: Sequence[Prompt], how: SamplingConfig, needs: Needs) -> list[Rollout]:
+            drawn = self.sampler.sample(some, sampling=how, seed=cfg.seed, step=step, needs=needs)
+            return [self._with_teacher_prompt(r) for r in drawn]
+
+        def score(rollouts: Sequence[Rollout], needs: Needs) -> list[Scores]:
+            return self._score("teacher", rollouts, needs)
+
+        return Pruning(
+            every=cfg.prune.every,
+            overlap=cfg.prune.overlap,
+            k=cfg.diagnostics.k,
+            needs=self.plan.sampler_needs,
+            draw=draw,
+            score=score,
+            decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        )
 
     def _with_teacher_prompt(self, rollout: Rollout) -> Rollout:
         ids = self.teacher_prompt_ids.get(rollout.prompt.source)

@@ -111,7 +111,7 @@ def share_at(share: float, until: int, step: int) -> float:
 
 def is_led(rollout: Rollout) -> bool:
     """Whether somebody else wrote its beginning."""
-    return rollout.trained is not None and not all(rollout.trained)
+    return rollout.trained is not None and any(rollout.trained) and not all(rollout.trained)
 
 
 def refuse_prefix(config: Config, *, ranks: int) -> None:

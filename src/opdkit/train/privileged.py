@@ -19,6 +19,8 @@ from opdkit.types import Prompt, Rollout, UserError
 
 COPIED = 8
 """Tokens of a run: longer than a phrase that any two texts share, shorter than a line of working."""
+FEEDBACK = "{feedback}"
+"""Filled for each response, when it is graded (train/feedback.py); the others from the prompt's row."""
 _KEYS = {"answer": "task.answer_key", "response": "task.response_key"}
 
 
@@ -47,6 +49,13 @@ def filled(context: str, prompts: Sequence[Prompt]) -> list[str]:
             text = text.replace(f"{{{name}}}", value)
         texts.append(text)
     return texts
+
+
+def read_by_teacher(context: str | None, prompts: Sequence[Prompt]) -> list[str] | None:
+    """What the teacher alone reads before any response is there; None for nothing. UserError as `filled`."""
+    if context is None or FEEDBACK in context:
+        return None
+    return filled(context, prompts)
 
 
 def refuse_other_beginnings(own: Sequence[Prompt], read: Sequence[Prompt]) -> None:

@@ -16,8 +16,9 @@ from opdkit.models.load import context_length, open_config, open_stop_ids
 from opdkit.tasks import demonstrations, encode, fit
 from opdkit.tasks.rows import must_be_file, read_prompts
 from opdkit.tasks.worlds import refuse_foreign
+from opdkit.train.feedback import Feedback
 from opdkit.train.plan import Plan
-from opdkit.train.privileged import filled, refuse_other_beginnings, told_tokens
+from opdkit.train.privileged import FEEDBACK, filled, refuse_other_beginnings, told_tokens
 from opdkit.train.teachers import renderer_of
 from opdkit.types import Finding, Prompt, Rollout, UserError
 
@@ -37,6 +38,7 @@ class Prompts:
     told: Mapping[str, tuple[int, ...]] = field(
         default_factory=dict
     )  # source → a demonstration the teacher reads
+    feedback: Feedback | None = None
 
 
 def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
@@ -54,6 +56,8 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         raise UserError("objective.signal reads grades, and the task has no grader", hint=_GRADER)
     if config.story == "distill" and config.objective.signal.prompts == "row":
         _must_be_weighted(task.train)
+    if wants_feedback(config) and not task.training_graded:
+        raise UserError("teacher.context tells {feedback}, and the task has no grader", hint=_GRADER)
     if config.horizon.mode != "off" and config.horizon.by == "sign_reliability" and not task.training_graded:
         raise UserError(
             "horizon.by = sign_reliability is measured against grades, and the task has no grader",
@@ -92,8 +96,21 @@ def encoded_prompts(config: Config, task: Any, plan: Plan) -> Prompts:
         *_ungraded(task, config),
     )
     return Prompts(
-        kept, exam, teacher_ids | other_ids, told, demonstrations=shown, others=others, told=tokens
+        kept,
+        exam,
+        teacher_ids | other_ids,
+        told,
+        demonstrations=shown,
+        others=others,
+        told=tokens,
+        feedback=feedback_of(config, plan, renderer) if wants_feedback(config) else None,
     )
+
+
+def wants_feedback(config: Config) -> bool:
+    """Whether the teacher is told what came of the student's own responses."""
+    context = None if config.teacher is None else config.teacher.context
+    return config.story == "distill" and FEEDBACK in (context or "")
 
 
 def open_renderer(config: Config, tokenizer: Any) -> Any:
@@ -295,6 +312,14 @@ def _as_the_teacher_reads(
             prompts, context=context, max_tokens=config.sampling.max_tokens, reader="teacher"
         )
         return kept, {}, findings
+    if FEEDBACK in cfg.context:
+        feedback = feedback_of(config, plan, renderer)
+        some = prompts[:64]
+        refuse_other_beginnings(some, feedback.read(some, ["A wrong answer: 0"] * len(some)))
+        kept, findings = fitting(
+            prompts, context=context, max_tokens=config.sampling.max_tokens, reader="teacher"
+        )
+        return kept, {}, findings
     bare = [replace(p, ids=()) for p in prompts]
     read = encode(bare, plan.tokenizer, config.task, system=filled(cfg.context, bare), renderer=renderer)
     refuse_unknown_tokens(read, plan.tokenizer, rows=plan.rows)
@@ -302,6 +327,23 @@ def _as_the_teacher_reads(
     read, findings = fitting(read, context=context, max_tokens=config.sampling.max_tokens, reader="teacher")
     ids = {p.source: p.ids for p in read}
     return [p for p in prompts if p.source in ids], ids, findings
+
+
+def feedback_of(config: Config, plan: Plan, renderer: Any) -> Feedback:
+    """Who tells the teacher what came of a response; the teacher's context asks for it."""
+    cfg = config.teacher
+    assert cfg is not None and cfg.context is not None
+    context: str = cfg.context
+
+    def read(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Prompt]:
+        bare = [replace(p, ids=()) for p in prompts]
+        system = [
+            said.replace(FEEDBACK, text) for said, text in zip(filled(context, bare), texts, strict=True)
+        ]
+        return encode(bare, plan.tokenizer, config.task, system=system, renderer=renderer)
+
+    room = plan.teacher.context - config.sampling.max_tokens
+    return Feedback(read, room=room, rows=plan.rows, alone=cfg.type == "self")
 
 
 def _ungraded(task: Any, config: Config) -> list[Finding]:

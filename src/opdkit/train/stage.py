@@ -43,9 +43,10 @@ from opdkit.train.mix import Mix, mixed_objective
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prefixes import Prefixes, refuse_prefix
 from opdkit.train.prompts import Prompts, encoded_prompts
+from opdkit.train.pruning import refuse_blind, refuse_prune
 from opdkit.train.teachers import check_teacher_weights, open_others, open_teacher, refuse_another
 from opdkit.train.widen import Widen
-from opdkit.types import Finding, Prompt, UserError
+from opdkit.types import Finding, Needs, Prompt, UserError
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def set_stage(config: Config, *, world: World, task: Any, stop: Stop, resume: Pa
     require_trackers(config.track)
     _refuse_ranks(config, world)
     refuse_prefix(config, ranks=world.size)
+    refuse_prune(config, ranks=world.size)
     plan = make_plan(config)
     if config.story == "distill":
         mixed_objective(config, plan)
@@ -205,6 +207,9 @@ def _feed(
             clock=clock,
             start=start,
         )
+    if config.prune.every and teacher is not None:
+        looks = Needs(top_k=config.diagnostics.k)
+        refuse_blind(looks, sampler=sampler.sampler.offers, teacher=teacher.offers)
     own = OnPolicy(
         config,
         plan,
@@ -222,6 +227,7 @@ def _feed(
         horizon=horizon,
         told=prompts.told,
         prefixes=_prefixes(config, teacher, prompts),
+        feedback=prompts.feedback,
     )
     if config.story != "sft":
         return own
