@@ -43,6 +43,12 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "auto-shorten": {"horizon": {"mode": "shorten", "by": "sign_reliability", "every": 4, "floor": 16}},
     "auto-mask": {"horizon": {"mode": "mask", "by": "sign_reliability", "every": 4, "floor": 16}},
     "watch": {"health": {"on_critical": "shorten"}, "horizon": {"every": 4, "floor": 16}},
+    "prune": {"prune": {"every": 16, "overlap": 0.5}},
+    "hybrid": {
+        "objective": {"preset": "paper", "signal": {"window": 24, "reward": "additive"}},
+        "prompts_per_step": 16,
+        "sampling": {"responses": 4, "max_tokens": MOST},
+    },
     "merge-ends": {"objective": {"preset": "paper", "merge_ends": True}},
 }
 FIXED = ("cap-48", "cap-64")

@@ -231,6 +231,7 @@ class MicroBatch:
     support: Support | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)  # by model name, each packed over N
     prefix: Prefix | None = None  # where rows hold response tokens only
+    lengths: tuple[int, ...] = ()  # of rows that stand end to end in one
 
 
 @dataclass(frozen=True)

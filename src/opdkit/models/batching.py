@@ -5,8 +5,11 @@ Letters: P prompts, B rows, L tokens of the longest one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Way = Literal["plain", "shared", "joined"]
 
 SLACK = {"cpu": 48, "cuda": 4096}
 """Padding one forward may hold, in tokens: about what one more forward costs there. On a CPU that is 25 tokens without
@@ -17,13 +20,24 @@ SHARE_GAIN = {"cpu": 0.08}
 whole update, so masks and copied keys cost a few percent of what is left; below this nothing would be won for sure. On
 other devices it was not measured, and nothing is shared."""
 
+JOINED_TOKENS = {"cpu": 4096}
+"""Tokens of rows that stand end to end in one forward, at most. An update of 2,700 tokens in one took .83 of its time in
+padded rows; cut into forwards of 1,536 tokens .86, of 1,024 .90, of 512 .95. Elsewhere it was not measured: nothing is joined."""
+
+JOINED_ROW = 4
+"""Tokens that one more row costs there: its attention is a call of its own."""
+
+WAYS: Mapping[Way, Collection[str]] = {"shared": SHARE_GAIN, "joined": JOINED_TOKENS}
+"""Ways to lay rows out beside plain ones, and the devices they are for."""
+
 
 @dataclass(frozen=True)
 class Forward:
-    """Rollouts of one forward, longest first. `shared`: their prompts are read once, the responses as rows of their own."""
+    """Rollouts of one forward, longest first. "shared": their prompts are read once, the responses as rows of their own;
+    "joined": all rows end to end in one."""
 
     rows: tuple[int, ...]
-    shared: bool = False
+    way: Way = "plain"
 
 
 def slack_on(device_type: str) -> int:
@@ -36,27 +50,50 @@ def forwards(
     *,
     budget: int,
     device_type: str,
-    share: bool = False,
+    ways: Collection[Way] = (),
 ) -> list[Forward]:
     """All rollouts in forwards of about `budget` padded tokens; `lengths` of the responses, at least 1 each.
 
-    The last response token is read by nobody: what it predicts is not part of the response. With `share`, prompts with
-    several responses are read once where that saves enough.
+    The last response token is read by nobody: what it predicts is not part of the response. Of `ways`, those the body knows,
+    the one that costs least: rows end to end where much would be padded, prompts read once where that saves enough.
 
-    >>> forwards([[5] * 40] * 4, [9, 3, 9, 9], budget=999, device_type="cpu", share=True)
-    [Forward(rows=(0, 2, 3, 1), shared=True)]
+    >>> forwards([[5] * 40] * 4, [9, 3, 9, 9], budget=999, device_type="cpu", ways=["shared"])
+    [Forward(rows=(0, 2, 3, 1), way='shared')]
     >>> forwards([[5] * 40] * 4, [9, 3, 9, 9], budget=96, device_type="cpu")
-    [Forward(rows=(0, 2), shared=False), Forward(rows=(3, 1), shared=False)]
+    [Forward(rows=(0, 2), way='plain'), Forward(rows=(3, 1), way='plain')]
+    >>> forwards([[5], [5], [5]], [400, 300, 100], budget=2000, device_type="cpu", ways=["joined"])
+    [Forward(rows=(0, 1, 2), way='joined')]
     """
     slack = slack_on(device_type)
     whole = [len(prompt) + length - 1 for prompt, length in zip(prompts, lengths, strict=True)]
-    plain = [Forward(tuple(rows)) for rows in length_groups(whole, budget=budget, slack=slack)]
-    if not share or device_type not in SHARE_GAIN:
-        return plain
-    shared = _shared_forwards(prompts, lengths, budget=budget)
-    before = sum(len(f.rows) * max(whole[i] for i in f.rows) for f in plain) + slack * len(plain)
-    after = sum(_padded(f.rows, prompts, lengths) for f in shared) + 2 * slack * len(shared)
-    return shared if after <= (1.0 - SHARE_GAIN[device_type]) * before else plain
+    found = [Forward(tuple(rows)) for rows in length_groups(whole, budget=budget, slack=slack)]
+    cost = sum(len(f.rows) * max(whole[i] for i in f.rows) for f in found) + slack * len(found)
+    if "joined" in ways and device_type in JOINED_TOKENS:
+        joined = _joined_forwards(whole, most=min(budget, JOINED_TOKENS[device_type]))
+        tokens = sum(whole) + JOINED_ROW * len(whole) + slack * len(joined)
+        if tokens < cost:
+            found, cost = joined, tokens
+    if "shared" in ways and device_type in SHARE_GAIN:
+        shared = _shared_forwards(prompts, lengths, budget=budget)
+        tokens = sum(_padded(f.rows, prompts, lengths) for f in shared) + 2 * slack * len(shared)
+        if tokens <= (1.0 - SHARE_GAIN[device_type]) * cost:
+            found = shared
+    return found
+
+
+def _joined_forwards(lengths: Sequence[int], *, most: int) -> list[Forward]:
+    """Longest first, in forwards of about one size, at most `most` tokens each (a single longer row goes alone)."""
+    each = sum(lengths) / max(1, -(-sum(lengths) // most))
+    groups: list[list[int]] = []
+    begun = here = 0  # tokens of the groups before, of the last one
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and begun + here < each * len(groups) and here + lengths[i] <= most:
+            groups[-1].append(i)
+            here += lengths[i]
+        else:
+            groups.append([i])
+            begun, here = begun + here, lengths[i]
+    return [Forward(tuple(rows), "joined") for rows in groups]
 
 
 def _shared_forwards(
@@ -72,7 +109,7 @@ def _shared_forwards(
             groups[-1] += rows
         else:
             groups.append(list(rows))
-    return [Forward(tuple(rows), shared=True) for rows in groups]
+    return [Forward(tuple(rows), "shared") for rows in groups]
 
 
 def _padded(rows: Sequence[int], prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:

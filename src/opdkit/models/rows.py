@@ -5,10 +5,11 @@
     shared    p p p              each prompt once; its keys and values stand before those of its responses
               y y y -            rows of response tokens only, at the positions they have after their prompt
               y - - -
+    joined    p p p y y p p y      all rows in one, each at positions of its own: no padding (models/joined.py)
 
 The last response token is left out: nobody asks what comes after it. Shared rows go through the model's own body, as
 decoding does, with a cache that hands out the prompt's keys and values, gradient and all. Which bodies reproduce
-themselves that way is found out by trying (`can_share`).
+themselves in which way is found out by trying (`ways_of`).
 
 Letters: P prompts, L tokens of the longest, B rows, T response tokens, C = L + T columns, N packed positions, D hidden.
 """
@@ -17,14 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from opdkit.models.batching import WAYS, Way
 from opdkit.models.cache import Prefilled, Prefixed
 from opdkit.models.decode import added_to_scores, layer_windows
+from opdkit.models.joined import joined_states
 from opdkit.types import Prefix
 
 _STEP, _ADDED = 8, 2
@@ -34,22 +38,26 @@ longer than one of 96, the vectors do not come out even (2 % a token)."""
 
 @dataclass(frozen=True)
 class Layout:
-    """`gather` points into the flattened states, the prompts' [P·L] before the rows' [B·T] where prompts are shared."""
+    """`gather` points into the flattened states, the prompts' [P·L] before the rows' [B·T] where prompts are shared.
+
+    `lengths` of rows that stand end to end in one.
+    """
 
     input_ids: Int[Tensor, "B L"]
     gather: Int[Tensor, " N"]
     prefix: Prefix | None = None
+    lengths: tuple[int, ...] = ()
 
 
 def lay_out(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     *,
-    shared: bool,
+    way: Way,
     device: torch.device,
 ) -> Layout:
     """Rows for one forward; entry n of `gather` is the state that predicts packed response token n."""
-    return (_shared if shared else _plain)(prompts, responses, device)
+    return {"plain": _plain, "shared": _shared, "joined": _joined}[way](prompts, responses, device)
 
 
 def _plain(
@@ -60,6 +68,18 @@ def _plain(
     first = [b * ids.shape[1] + len(prompt) - 1 for b, prompt in enumerate(prompts)]
     gather = _runs(first, [len(response) for response in responses])
     return Layout(ids.to(device), gather.to(device))
+
+
+def _joined(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device
+) -> Layout:
+    rows = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
+    lengths = tuple(map(len, rows))
+    ends = accumulate(lengths)
+    counts = [len(response) for response in responses]
+    ids = torch.tensor([[token for row in rows for token in row]])
+    gather = _runs([end - count for end, count in zip(ends, counts, strict=True)], counts)
+    return Layout(ids.to(device), gather.to(device), lengths=lengths)
 
 
 def _shared(
@@ -102,7 +122,9 @@ def _runs(first: Sequence[int], counts: Sequence[int]) -> Int[Tensor, " N"]:
 
 def packed_states(body: Any, layout: Any) -> Float[Tensor, "N D"]:
     """The body's states at the packed positions; `layout` is a `Layout` or a `MicroBatch`."""
-    if layout.prefix is None:
+    if layout.lengths:
+        states = joined_states(body, layout.input_ids, layout.lengths)
+    elif layout.prefix is None:
         states = body(input_ids=layout.input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
     else:
         states = torch.cat(_through_prompts(body, layout.input_ids, layout.prefix))
@@ -152,16 +174,23 @@ def _mask(body: Any, seen: Tensor) -> Tensor:
     return added_to_scores(seen, dtype)
 
 
-def can_share(body: Any, *, vocabulary: int, device: torch.device) -> bool:
-    """Whether shared rows give the states of plain ones, on four rollouts of two prompts."""
+def ways_of(body: Any, *, vocabulary: int, device: torch.device) -> frozenset[Way]:
+    """In which ways beside plain rows the body gives the states of plain ones, of those that pay on this device."""
+    return frozenset(way for way in WAYS if device.type in WAYS[way] and can(body, way, vocabulary, device))
+
+
+def can(body: Any, way: Way, vocabulary: int, device: torch.device) -> bool:
+    """Whether rows laid out in this way give the states of plain ones, on four rollouts of two prompts."""
     prompts = [[(7 * i + 3 * p) % vocabulary for i in range(n)] for p, n in enumerate((9, 9, 5, 5))]
     prompts[1], prompts[3] = prompts[0], prompts[2]
     responses = [[(5 * i + r * r + 1) % vocabulary for i in range(n)] for r, n in enumerate((6, 9, 4, 7))]
-    plain, shared = (lay_out(prompts, responses, shared=s, device=device) for s in (False, True))
     try:
         with torch.no_grad():
-            wanted, found = packed_states(body, plain).float(), packed_states(body, shared).float()
-    except Exception:  # whatever a body raises when it meets a cache or a mask that it was not written for
+            wanted = packed_states(body, lay_out(prompts, responses, way="plain", device=device)).float()
+            found = packed_states(body, lay_out(prompts, responses, way=way, device=device)).float()
+    except (
+        Exception
+    ):  # whatever a body raises when it meets a cache, a mask or an attention that it was not written for
         return False
     narrow = next(body.parameters()).dtype in (torch.bfloat16, torch.float16)
     error = float((found - wanted).abs().max() / wanted.abs().max())

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from opdkit.diagnostics import Extremes, Measures, concatenate, extremes, measure, measure_alone
 from opdkit.models.adapter import train_adapter_only
+from opdkit.models.batching import Way
 from opdkit.models.head import Ahead, Head, columns_loss, fused_loss
 from opdkit.models.keep import Keep
 from opdkit.models.load import LoadedModel
-from opdkit.models.rows import can_share, packed_states
+from opdkit.models.rows import packed_states, ways_of
 from opdkit.models.teacher import teacher_dist
 from opdkit.objectives import Likelihood, Objective, guard, pushed
 from opdkit.support import ColumnDist, Dist, RowDist, in_set
@@ -117,11 +118,11 @@ class Student(nn.Module):
         return self._rows(hidden, micro, objective, heads or {}, notes), notes
 
     @cached_property
-    def shares_prompts(self) -> bool:
-        """Whether a prompt may be read once for its responses; bodies drop their cache where layers are recomputed."""
+    def ways(self) -> frozenset[Way]:
+        """How the body can read rows beside plain ones; where layers are run again, it drops its cache and its attention."""
         if self.gradient_checkpointing:
-            return False
-        return can_share(self.loaded.body, vocabulary=self.head.rows, device=self.loaded.device)
+            return frozenset()
+        return ways_of(self.loaded.body, vocabulary=self.head.rows, device=self.loaded.device)
 
     def _packed_hidden(self, micro: MicroBatch) -> Tensor:
         """[N, D]: the states that predict the response tokens."""

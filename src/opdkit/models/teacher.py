@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from opdkit.models.adapter import merge
-from opdkit.models.batching import forwards
+from opdkit.models.batching import Way, forwards
 from opdkit.models.head import Ahead, Head, read
 from opdkit.models.load import LoadedModel, describe
-from opdkit.models.rows import can_share, lay_out, packed_states
+from opdkit.models.rows import lay_out, packed_states, ways_of
 from opdkit.support import Dist, RowDist, StoredDist
 from opdkit.types import Needs, Rollout, Scores
 
@@ -84,23 +84,20 @@ class LocalTeacher:
         """Which rollouts, and the states [N, D] that predict their response tokens, one rollout after another."""
         prompts = [r.teacher_prompt_ids or r.prompt.ids for r in rollouts]
         device, lengths = self.loaded.device, [r.length for r in rollouts]
-        share = len(set(prompts)) < len(prompts) and self._shares
         for forward in forwards(
-            prompts, lengths, budget=self.batch_tokens, device_type=device.type, share=share
+            prompts, lengths, budget=self.batch_tokens, device_type=device.type, ways=self._ways
         ):
             responses = [rollouts[i].response_ids for i in forward.rows]
-            layout = lay_out(
-                [prompts[i] for i in forward.rows], responses, shared=forward.shared, device=device
-            )
+            layout = lay_out([prompts[i] for i in forward.rows], responses, way=forward.way, device=device)
             with self.loaded.reading():
                 states = packed_states(self.loaded.body, layout)
             yield forward.rows, states
 
     @cached_property
-    def _shares(self) -> bool:
+    def _ways(self) -> frozenset[Way]:
         loaded = self.loaded
         with loaded.reading():
-            return can_share(loaded.body, vocabulary=loaded.head.rows, device=loaded.device)
+            return ways_of(loaded.body, vocabulary=loaded.head.rows, device=loaded.device)
 
     def _hidden(self, rollouts: Sequence[Rollout]) -> Tensor:
         """[N, D]: all states of rollouts that are read one by one."""

@@ -6,13 +6,13 @@ row = [0 0 1 1 1] and depth = [0 1 0 1 2].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opdkit.models.batching import Forward, forwards
+from opdkit.models.batching import Forward, Way, forwards
 from opdkit.models.rows import lay_out
 from opdkit.support.select import of_ids
 from opdkit.types import Batch, MicroBatch, Rollout, Scores, Signal, Support
@@ -80,15 +80,15 @@ def micro_batches(
     budget: int,
     device: torch.device,
     at_least: int = 0,
-    share: bool = False,
+    ways: Collection[Way] = (),
 ) -> Iterator[MicroBatch]:
     """The batch in forwards of at most `budget` padded tokens, rows of like length together, longest first.
 
     Longest first, so that a batch which does not fit in memory fails at once. `at_least` pads with empty ones: ranks must
-    run the same number of forwards. `share` reads a prompt once for several responses where that pays.
+    run the same number of forwards. `ways`: how the body can read rows beside plain ones.
     """
     starts = _starts(batch)
-    groups = row_groups(batch.rollouts, budget=budget, device=device, share=share)
+    groups = row_groups(batch.rollouts, budget=budget, device=device, ways=ways)
     for forward in groups:
         yield _micro(batch, signal, forward, starts, device)
     for _ in range(at_least - len(groups)):
@@ -96,13 +96,13 @@ def micro_batches(
 
 
 def row_groups(
-    rollouts: Sequence[Rollout], *, budget: int, device: torch.device, share: bool = False
+    rollouts: Sequence[Rollout], *, budget: int, device: torch.device, ways: Collection[Way] = ()
 ) -> list[Forward]:
     """Rollouts per forward; one without a response trains nothing and is left out."""
     answered = [i for i, r in enumerate(rollouts) if r.length]
     prompts, lengths = [rollouts[i].prompt.ids for i in answered], [rollouts[i].length for i in answered]
-    groups = forwards(prompts, lengths, budget=budget, device_type=device.type, share=share)
-    return [Forward(tuple(answered[j] for j in group.rows), group.shared) for group in groups]
+    groups = forwards(prompts, lengths, budget=budget, device_type=device.type, ways=ways)
+    return [Forward(tuple(answered[j] for j in group.rows), group.way) for group in groups]
 
 
 def _starts(batch: Batch) -> list[int]:
@@ -121,7 +121,7 @@ def _micro(
     layout = lay_out(
         [r.prompt.ids for r in rollouts],
         [r.response_ids for r in rollouts],
-        shared=forward.shared,
+        way=forward.way,
         device=device,
     )
     index = [torch.empty(0, dtype=torch.long)]
@@ -131,6 +131,7 @@ def _micro(
         input_ids=layout.input_ids,
         gather=layout.gather,
         prefix=layout.prefix,
+        lengths=layout.lengths,
         sampled_ids=batch.sampled_ids[packed].to(device),
         weight=signal.weight[packed].to(device),
         measured=batch.measured[packed].to(device),

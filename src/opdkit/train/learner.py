@@ -29,6 +29,7 @@ from opdkit.diagnostics import (
 )
 from opdkit.diagnostics.alignment import where_defined
 from opdkit.models.adapter import adapter_state, merged_state
+from opdkit.models.batching import Way
 from opdkit.models.head import Head
 from opdkit.models.student import Notes, Student
 from opdkit.objectives import Likelihood, Objective
@@ -142,12 +143,11 @@ class Learner:
         for number, part in enumerate(parts):
             rollouts = part.batch.rollouts
             # FSDP2 gathers a layer's weights around each of its forwards: one forward per micro-batch there
-            repeated = len({r.prompt.ids for r in rollouts}) < len(rollouts)
-            share = repeated and not self.sharded and self.student.shares_prompts
-            mine = len(row_groups(rollouts, budget=budget, device=device, share=share))
+            ways = frozenset[Way]() if self.sharded else self.student.ways
+            mine = len(row_groups(rollouts, budget=budget, device=device, ways=ways))
             everyone = int(self.world.max(torch.tensor([float(mine)])).item())
             for micro in micro_batches(
-                part.batch, part.signal, budget=budget, device=device, at_least=everyone, share=share
+                part.batch, part.signal, budget=budget, device=device, at_least=everyone, ways=ways
             ):
                 loss, seen = self.module(micro, part.objective, heads)
                 (loss / count).backward()
