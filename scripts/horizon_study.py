@@ -49,6 +49,12 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
         "prompts_per_step": 16,
         "sampling": {"responses": 4, "max_tokens": MOST},
     },
+    "outcome": {
+        "objective": {"preset": "paper", "signal": {"reward": "additive"}},
+        "prompts_per_step": 16,
+        "sampling": {"responses": 4, "max_tokens": MOST},
+    },
+    "window-24": {"objective": {"preset": "paper", "signal": {"window": 24}}},
     "merge-ends": {"objective": {"preset": "paper", "merge_ends": True}},
 }
 FIXED = ("cap-48", "cap-64")
