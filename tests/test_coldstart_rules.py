@@ -8,14 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opdkit.config import ColdstartConfig, FileTask, FilterConfig, MathTask, WorldTask
+from models import tiny_loaded
+from opdkit.config import ColdstartConfig, FileTask, FilterConfig, Grader, MathTask, WorldTask
+from opdkit.recipes.answering import _row
 from opdkit.recipes.filters import REASONS, answer_test, reason_against, repeats_text, sort_rows
 from opdkit.recipes.handover import MASS, OVERLAP, handover
+from opdkit.types import Prompt, Rollout
 
 # --- filters --------------------------------------------------------------------------------------------------
 
 SOUND = {
     "response": r"so it is \boxed{4}",
+    "text": r"so it is \boxed{4}",
     "response_ids": [1, 2, 3, 4, 5, 6],
     "finish_reason": "stop",
     "score": 1.0,
@@ -32,13 +36,13 @@ def boxed(text: str) -> bool:
         ({}, {}, None),
         ({"finish_reason": "length"}, {}, "truncated"),
         ({"finish_reason": "length"}, {"truncated": False}, None),
-        ({"response": " \n"}, {}, "empty"),
-        ({"response": "<end>", "response_ids": [3]}, {}, "empty"),  # nothing but its end
-        ({"response": "so it is 4"}, {}, "no_answer"),
-        ({"response": "so it is 4"}, {"no_answer": False}, None),
-        ({"response": "let me think about it\n" * 5 + r"\boxed{4}"}, {}, "repeated_text"),
-        ({"response": "let me think about it\n" * 4 + r"\boxed{4}"}, {}, None),
-        ({"response": "wait, no\n" * 9 + r"\boxed{4}"}, {}, None),  # short lines, and less than three windows alike
+        ({"text": " \n"}, {}, "empty"),
+        ({"text": "<end>", "response_ids": [3]}, {}, "empty"),  # nothing but its end
+        ({"text": "so it is 4"}, {}, "no_answer"),
+        ({"text": "so it is 4"}, {"no_answer": False}, None),
+        ({"text": "let me think about it\n" * 5 + r"\boxed{4}"}, {}, "repeated_text"),
+        ({"text": "let me think about it\n" * 4 + r"\boxed{4}"}, {}, None),
+        ({"text": "wait, no\n" * 9 + r"\boxed{4}"}, {}, None),  # short lines, and less than three windows alike
         ({"response_ids": [7, 8] * 6}, {}, "repeated_ngrams"),
         ({"response_ids": [7, 8] * 6}, {"ngram_share": 1.0}, None),
         ({"response_ids": [7, 8] * 6}, {"ngram": 12}, None),
@@ -53,10 +57,20 @@ def test_each_rule_drops_what_it_names(changes: dict, settings: dict, reason: st
 
 
 def test_every_row_is_kept_or_dropped_with_a_counted_reason() -> None:
-    rows = [SOUND, SOUND | {"finish_reason": "length", "response": ""}, SOUND | {"response": "4"}, SOUND]
+    rows = [SOUND, SOUND | {"finish_reason": "length", "text": ""}, SOUND | {"text": "4"}, SOUND]
     kept, dropped, counts = sort_rows(rows, FilterConfig(), answered=boxed)
     assert kept == [SOUND, SOUND] and [row["reason"] for row in dropped] == ["truncated", "no_answer"]
     assert counts == {"truncated": 1, "no_answer": 1} and set(counts) <= set(REASONS)
+
+
+def test_an_answer_at_the_very_end_is_seen_before_the_end_token() -> None:
+    """A pattern anchored at the end met `<|im_end|>` and dropped every answer of a real run."""
+    task = FileTask(path="x.jsonl", grader=Grader(type="regex", pattern=r"(\d+)\.?\s*$"))
+    row = SOUND | {"response": "1 + 3 = 4<|im_end|>", "text": "1 + 3 = 4"}
+    assert reason_against(row, FilterConfig(), answered=answer_test(FilterConfig(), task)) is None
+    tokenizer = tiny_loaded("llama", seed=1).tokenizer
+    rollout = Rollout(Prompt("a", text="1 + 3 ="), (5, 6), "stop", text="as the grader reads it")
+    assert _row(rollout, tokenizer)["text"] == rollout.text
 
 
 def text_of(period: int, count: int) -> str:

@@ -132,7 +132,7 @@ def _sampling(config: Config, cold: ColdstartConfig) -> SamplingConfig:
 
 
 def _row(rollout: Rollout, tokenizer: Any) -> dict[str, Any]:
-    """A response with its end token in the text, for it is imitated; ids for filters and for other tools."""
+    """A response with its end token, for it is imitated; `text` without, as a grader reads it; ids for filters and others."""
     prompt, grade = rollout.prompt, rollout.grade
     return {
         "id": f"{prompt.id}#{rollout.sample}",
@@ -141,6 +141,7 @@ def _row(rollout: Rollout, tokenizer: Any) -> dict[str, Any]:
         "answer": prompt.answer,
         "group": prompt.group,
         "response": tokenizer.decode(rollout.response_ids),
+        "text": rollout.text,
         "finish_reason": rollout.finish_reason,
         "score": None if grade is None else grade.score,
         "response_ids": list(rollout.response_ids),

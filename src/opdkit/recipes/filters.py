@@ -41,8 +41,10 @@ def sort_rows(
 
 
 def reason_against(row: Row, cfg: FilterConfig, *, answered: Answered | None) -> str | None:
-    """Why a response is not imitated, or None. A row has `response`, `response_ids`, `finish_reason`, maybe `score`."""
-    text = str(row["response"])
+    """Why a response is not imitated, or None. A row has `text`, `response_ids`, `finish_reason`, maybe `score`."""
+    text = str(
+        row.get("text", row["response"])
+    )  # rows written before there was a text have their end token in it
     if cfg.truncated and row["finish_reason"] != "stop":
         return "truncated"
     said = len(row["response_ids"]) - (row["finish_reason"] == "stop")
