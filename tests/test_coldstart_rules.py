@@ -163,6 +163,26 @@ def test_when_the_student_is_handed_over(overlaps: tuple, settings: dict, over: 
     assert (None if found is None else (found.step, found.why)) == over
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "over"),
+    [
+        ((0.35, 0.0, 0.1, 0.2, 0.2, 0.2), None),  # overlap rests, and the student answers worse than it did
+        ((0.35, 0.0, 0.1, 0.3, 0.3, 0.35), 40),
+        ((None, None, None, None, None, None), 40),  # nobody grades
+        ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 40),  # nothing was lost
+    ],
+)
+def test_a_student_that_answers_worse_than_before_goes_on(accuracies: tuple, over: int | None) -> None:
+    probes = [
+        probe | {"accuracy": accuracy}
+        for probe, accuracy in zip(curve(0.3, 0.5, 0.7, 0.70, 0.705, 0.704), accuracies, strict=True)
+    ]
+    found = handover(probes, rule())
+    assert (None if found is None else found.step) == over
+    at_last = handover(probes, rule(steps=50))
+    assert at_last is not None and at_last.why == ("stopped_rising" if over else "limit")
+
+
 @given(st.lists(st.floats(0.01, 1.0), min_size=12, max_size=12), st.integers(0, 100), st.integers(1, 5))
 def test_it_ends_never_before_the_floor_and_hands_over_what_was_probed(
     overlaps: list[float], least: int, patience: int

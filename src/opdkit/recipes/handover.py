@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from opdkit.config import ColdstartConfig
 
-OVERLAP, MASS = "overlap_ratio", "overlap_mass_teacher_before_end"
+OVERLAP, MASS, ACCURACY = "overlap_ratio", "overlap_mass_teacher_before_end", "accuracy"
 Why = Literal["steps", "target", "stopped_rising", "limit"]
 
 
@@ -26,13 +26,14 @@ class Handover:
     says: str
 
 
-def handover(probes: Sequence[Mapping[str, float]], cfg: ColdstartConfig) -> Handover | None:
+def handover(probes: Sequence[Mapping[str, Any]], cfg: ColdstartConfig) -> Handover | None:
     """The hand-over that these probes call for, None while the student goes on imitating.
 
     `probes`: rows with `step` and the two numbers, ascending; step 0 is the student before. A fixed number of steps; else the
     target, at the first probe from `least` on that has it; else a plateau: none of the last `patience` probes is `rise` above
-    the best before them (step 0 aside, which is of the old style). Of a plateau the first best probe is handed over: what
-    came after it taught nothing. At the most steps it is what there is.
+    the best before them (step 0 aside, which is of the old style), and, where probes are graded, the student no longer answers
+    worse than it did before: overlap may rest while the old style is lost and the new one not learned. Of a plateau the first best
+    probe is handed over: what came after it taught nothing. At the most steps it is what there is.
     """
     until, here = cfg.until, probes[-1]
     step = int(here["step"])
@@ -52,7 +53,7 @@ def handover(probes: Sequence[Mapping[str, float]], cfg: ColdstartConfig) -> Han
     return None
 
 
-def _plateau(probes: Sequence[Mapping[str, float]], cfg: ColdstartConfig) -> int | None:
+def _plateau(probes: Sequence[Mapping[str, Any]], cfg: ColdstartConfig) -> int | None:
     """Step of the first best probe from the floor on, if none of the last `patience` rose above the best before them."""
     seen = [probe for probe in probes if probe["step"] > 0]
     before, last = seen[: -cfg.until.patience], seen[-cfg.until.patience :]
@@ -60,4 +61,12 @@ def _plateau(probes: Sequence[Mapping[str, float]], cfg: ColdstartConfig) -> int
         probe[OVERLAP] >= max(p[OVERLAP] for p in before) + cfg.until.rise for probe in last
     ):
         return None
+    if _worse_than_before(probes):
+        return None
     return int(max((p for p in seen if p["step"] >= cfg.least), key=lambda p: p[OVERLAP])["step"])
+
+
+def _worse_than_before(probes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the latest probe is graded, and lower than the student was at step 0."""
+    before, here = (probe.get(ACCURACY) for probe in (probes[0], probes[-1]))
+    return before is not None and here is not None and here < before
