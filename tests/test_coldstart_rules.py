@@ -131,7 +131,9 @@ def curve(*overlaps: float, mass: float = 0.9) -> list[dict[str, float]]:
 
 
 def rule(**settings: Any) -> ColdstartConfig:
-    return ColdstartConfig(**{"probe_every": 10, "least": 20, "steps": 100, **settings})
+    return ColdstartConfig(
+        **{"probe_every": 10, "least": 20, "steps": 100, "until": {"patience": 3}, **settings}
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def rule(**settings: Any) -> ColdstartConfig:
         ((0.3, 0.85), {"until": {"overlap": 0.8}}, None),  # never before the floor
         ((0.3, 0.5, 0.85), {"until": {"overlap": 0.8, "mass": 0.95}}, None),  # both
         ((0.3, 0.5, 0.55), {"until": {"mass": 0.9}}, (20, "target")),
-        ((0.3, 0.5, 0.7, 0.70, 0.70, 0.70), {"until": {"overlap": 0.8}}, (20, "stopped_rising")),  # the target is out of reach
+        ((0.3, 0.5, 0.7, 0.70, 0.70, 0.70), {"until": {"overlap": 0.8, "patience": 3}}, (20, "stopped_rising")),  # the target is out of reach
         ((0.3, 0.5, 0.6), {"until": {"steps": 30}}, None),
         ((0.3, 0.9, 0.9, 0.9), {"until": {"steps": 30}}, (30, "steps")),
         ((0.3, 0.4, 0.5, 0.6), {"steps": 30}, (30, "limit")),
@@ -183,12 +185,17 @@ def test_a_student_that_answers_worse_than_before_goes_on(accuracies: tuple, ove
     assert at_last is not None and at_last.why == ("stopped_rising" if over else "limit")
 
 
-@given(st.lists(st.floats(0.01, 1.0), min_size=12, max_size=12), st.integers(0, 100), st.integers(1, 5))
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=12, max_size=12),
+    st.lists(st.sampled_from([None, 0.0, 0.3, 0.6]), min_size=12, max_size=12),
+    st.integers(0, 100),
+    st.integers(1, 5),
+)
 def test_it_ends_never_before_the_floor_and_hands_over_what_was_probed(
-    overlaps: list[float], least: int, patience: int
+    overlaps: list[float], accuracies: list[float | None], least: int, patience: int
 ) -> None:
     cfg = rule(least=least, until={"patience": patience})
-    probes = curve(*overlaps)
+    probes = [probe | {"accuracy": a} for probe, a in zip(curve(*overlaps), accuracies, strict=True)]
     for count in range(1, 12):
         if (found := handover(probes[:count], cfg)) is not None:
             last = probes[count - 1]["step"]

@@ -37,7 +37,7 @@ class UntilConfig(Record):
     """At this `overlap_ratio` (of the top 16, as in `opd check`) on the student's own held-out rollouts."""
     mass: float | None = Field(default=None, gt=0, le=1)
     """At this `overlap_mass_teacher_before_end` there: how much of what the teacher would say lies in the shared set."""
-    patience: int = Field(default=3, ge=1)
+    patience: int = Field(default=4, ge=1)
     """Or when the last so many probes did not rise by `rise` above the best before them."""
     rise: float = Field(default=0.01, gt=0)
     """What counts as rising, in `overlap_ratio`."""

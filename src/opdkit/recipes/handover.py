@@ -31,8 +31,8 @@ def handover(probes: Sequence[Mapping[str, Any]], cfg: ColdstartConfig) -> Hando
 
     `probes`: rows with `step` and the two numbers, ascending; step 0 is the student before. A fixed number of steps; else the
     target, at the first probe from `least` on that has it; else a plateau: none of the last `patience` probes is `rise` above
-    the best before them (step 0 aside, which is of the old style), and, where probes are graded, the student no longer answers
-    worse than it did before: overlap may rest while the old style is lost and the new one not learned. Of a plateau the first best
+    the best before them (step 0 aside, which is of the old style), and, where probes are graded, the student is not worse than it
+    was before: overlap may rest while the old style is lost and the new one not learned. Of a plateau the first best
     probe is handed over: what came after it taught nothing. At the most steps it is what there is.
     """
     until, here = cfg.until, probes[-1]
@@ -63,7 +63,8 @@ def _plateau(probes: Sequence[Mapping[str, Any]], cfg: ColdstartConfig) -> int |
         return None
     if _worse_than_before(probes):
         return None
-    return int(max((p for p in seen if p["step"] >= cfg.least), key=lambda p: p[OVERLAP])["step"])
+    kept = seen[-cfg.until.patience - 1 :]  # their checkpoints are there
+    return int(max((p for p in kept if p["step"] >= cfg.least), key=lambda p: p[OVERLAP])["step"])
 
 
 def _worse_than_before(probes: Sequence[Mapping[str, Any]]) -> bool:
