@@ -152,7 +152,7 @@ def rule(**settings: Any) -> ColdstartConfig:
         ((0.3, 0.85), {"until": {"overlap": 0.8}}, None),  # never before the floor
         ((0.3, 0.5, 0.85), {"until": {"overlap": 0.8, "mass": 0.95}}, None),  # both
         ((0.3, 0.5, 0.55), {"until": {"mass": 0.9}}, (20, "target")),
-        ((0.3, 0.5, 0.7, 0.70, 0.70, 0.70), {"until": {"overlap": 0.8, "patience": 3}}, (20, "stopped_rising")),  # the target is out of reach
+        ((0.3, 0.5, 0.7, 0.70, 0.70, 0.70), {"until": {"overlap": 0.8, "patience": 3}}, (20, "stopped_rising")),  # out of reach
         ((0.3, 0.5, 0.6), {"until": {"steps": 30}}, None),
         ((0.3, 0.9, 0.9, 0.9), {"until": {"steps": 30}}, (30, "steps")),
         ((0.3, 0.4, 0.5, 0.6), {"steps": 30}, (30, "limit")),
