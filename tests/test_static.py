@@ -468,6 +468,20 @@ def _(shop: Shop) -> None:
     shop.edit("teacher/config.json", max_position_embeddings=30)
 
 
+@planted("an answer that no row has", "prompts_unreadable", "error", "train.jsonl:1", "{answer}")
+def _(shop: Shop) -> None:
+    shop.models()
+    shop.rows("train.jsonl", ["Compute 1", "Compute 2"])
+    shop.settings = {"teacher.context": "It ends in {answer}."}
+
+
+@planted("a demonstration that leaves no room", "context_too_short", "error", "the teacher's context of 256")
+def _(shop: Shop) -> None:
+    shop.models()
+    shop.rows("train.jsonl", ["Compute 1", "Compute 2"], response="First add 1, then say what comes. " * 40)
+    shop.settings = {"teacher.context": "Somebody wrote: {response}", "task.response_key": "response"}
+
+
 @planted("over-long prompts", "prompts_too_long", "warning", "1 of 4 training prompts", "train.jsonl:3")
 def _(shop: Shop) -> None:
     shop.models()
@@ -792,6 +806,13 @@ def _(shop: Shop) -> None:
     save_model(shop.student, tokenizer=tokens())
     save_model(shop.teacher, tokenizer=tokens())
     shop.settings = {"teacher.context": "The answer is a number."}
+
+
+@sound("a teacher that is told the answer, or what came of a response")
+def _(shop: Shop) -> None:
+    shop.models()
+    shop.rows("train.jsonl", ["Compute 1", "Compute 2"], answer="3")
+    shop.settings = {"teacher.context": "It ends in {answer}. You read: {feedback}", "task.grader": "exact"}
 
 
 @sound("a student's own copy")
