@@ -18,6 +18,7 @@ from opdkit.cli.checking import Json, Overrides, arguments
 from opdkit.cli.errors import going_on, leave
 from opdkit.cli.judging import check, diagnose
 from opdkit.cli.prompts import prompts as align_prompts
+from opdkit.cli.studying import study
 from opdkit.types import RunError, UserError
 
 app = typer.Typer(
@@ -30,7 +31,6 @@ app = typer.Typer(
     help="On-policy distillation: train a student on its own rollouts against a teacher, and see how.",
 )
 
-study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Studies on small models made here.")
 app.add_typer(study, name="study")
 
 
@@ -306,31 +306,6 @@ def selftest(
         raise RunError(
             f"does not hold: {first}{more}", hint="opd selftest --json  # every row, with the versions"
         )
-
-
-@study.command("build")
-def build_study(
-    what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="`testbed`: small models of a family, from seeds.")
-    ],
-    family: Annotated[str, typer.Option(help="Task family: chain or lists.")] = "chain",
-    body: Annotated[str, typer.Option(help="Model type: qwen3 or llama.")] = "qwen3",
-    seed: Annotated[int, typer.Option(help="Of the world and of first weights: another base.")] = 0,
-    only: Annotated[list[str] | None, typer.Option(help="Models to make, with what they need; all.")] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Then distil every pair once and tell.")] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Cache.")] = Path(".cache/testbed"),
-    as_json: Json = False,
-) -> None:
-    """Teach the testbed's students and teachers; those whose content is in the cache are left as they are."""
-    if what != "testbed":
-        raise UserError(f"there is no study {what!r} to build", hint="opd study build testbed")
-    from opdkit.studies.command import build_testbed
-
-    with going_on():
-        told = build_testbed(
-            family=family, body=body, seed=seed, only=only, pairs=pairs, out=out, quiet=as_json
-        )
-    print(json.dumps(told.data) if as_json else told.text)
 
 
 MAY_CHANGE = (

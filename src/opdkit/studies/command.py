@@ -1,8 +1,9 @@
-"""What `opd demo` and `opd study build testbed` do and say."""
+"""What `opd demo` and `opd study` do and say."""
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from opdkit.config import Config
 from opdkit.studies.demo import run_demo
 from opdkit.studies.pairs import pair_lines, run_pair
 from opdkit.studies.progress import StoryBar
+from opdkit.studies.questions import STUDIES
 from opdkit.studies.recipes import BODIES, FAMILIES, PAIRS, Family, family
+from opdkit.studies.study import SCALES, Rows, Scale, Study, about, run, verdicts
+from opdkit.studies.study import lines as table_of
 from opdkit.studies.tell import demo_data, demo_lines
 from opdkit.studies.testbed import Made, Workshop, lines
 from opdkit.train import Silent, Talk
@@ -36,6 +40,61 @@ def demo(*, out: Path, seed: int, base: int, cache: Path, quiet: bool) -> Told:
     outcomes, page = run_demo(out, seed=seed, base=base, cache=cache, talk=talk)
     data = demo_data(outcomes, page, seed=seed, base=base)
     return Told(data, "\n".join(demo_lines(outcomes, page)))
+
+
+def list_studies() -> Told:
+    """Every question with its claim, its arms and what is expected."""
+    told = [about(study) for study in STUDIES.values()]
+    text = [f"{study.name}  {study.question}\n  {study.claim}" for study in STUDIES.values()]
+    return Told({"studies": told}, "\n".join(text))
+
+
+def run_studies(names: Sequence[str], *, scale: str, out: Path, cache: Path, quiet: bool) -> Told:
+    """Run what is missing and tell. Raises UserError for names that are none."""
+    chosen, size = _chosen(names), _scale(scale)
+
+    def talk(config: Config) -> Talk:
+        return Silent() if quiet else StoryBar(config, title=f"{config.run.parent.name} {config.run.name}")
+
+    ran = [(study, run(study, size, out=out, cache=cache, talk=talk)) for study in chosen]
+    return _told(ran)
+
+
+def report_studies(names: Sequence[str], *, out: Path) -> Told:
+    """What was run so far. Raises UserError where nothing was."""
+    found = []
+    for study in _chosen(names):
+        path = out / f"{study.name}.json"
+        if not path.is_file():
+            raise UserError(
+                f"{study.name} was not run into {out}", hint=f"opd study run {study.name} --out {out}"
+            )
+        found.append((study, json.loads(path.read_text())["rows"]))
+    return _told(found)
+
+
+def _told(ran: Sequence[tuple[Study, Rows]]) -> Told:
+    data = [{**about(study), "rows": rows, "verdicts": verdicts(study, rows)} for study, rows in ran]
+    text = [
+        "\n".join([f"## {study.question}", "", study.claim, "", *table_of(study, rows)])
+        for study, rows in ran
+    ]
+    return Told({"studies": data}, "\n\n".join(text))
+
+
+def _chosen(names: Sequence[str]) -> list[Study]:
+    for name in names:
+        if name not in STUDIES:
+            near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.4)
+            hint = f"opd study run {near[0]}" if near else "opd study list"
+            raise UserError(f"there is no study {name!r}", hint=hint)
+    return [STUDIES[name] for name in names or STUDIES]
+
+
+def _scale(name: str) -> Scale:
+    if name not in SCALES:
+        raise UserError(f"there is no scale {name!r}", hint=f"--scale {' | '.join(SCALES)}")
+    return SCALES[name]
 
 
 def build_testbed(
