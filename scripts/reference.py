@@ -21,7 +21,20 @@ from opdkit.config import RECIPES, Config, ObjectiveConfig
 from opdkit.config.objective import STUDENT_SETS, TEACHER_SETS
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
-COMMANDS = ("demo", "train", "coldstart", "prompts", "eval", "report", "serve", "study build", "study list", "study run", "study report", "selftest")
+COMMANDS = (
+    "demo",
+    "train",
+    "coldstart",
+    "prompts",
+    "eval",
+    "report",
+    "serve",
+    "study build",
+    "study list",
+    "study run",
+    "study report",
+    "selftest",
+)
 
 
 def main() -> None:
