@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from commands import CONFIG, Said, build_shop, findings, metrics, opd
@@ -114,6 +114,7 @@ SHARES = st.lists(
 
 
 @properties
+@example([[1.0, None, None, 0.0], [2e-311, None, None, 1.0]], 0.5, "overlap_ratio")
 @given(SHARES, st.floats(0.1, 0.9), st.sampled_from(["sign_reliability", "overlap_ratio"]))
 def test_a_depth_ends_a_bin_and_a_lower_bound_never_shortens_it(
     shares: list[list[float | None]], bound: float, by: str

@@ -25,6 +25,8 @@ from opdkit.diagnostics.seen import bins_of
 
 CALM = 0.1
 """Nats below which a teacher's entropy is taken to be this: the ratio of two near-certain models is noise."""
+LEAST = 1e-9
+"""Overlap of the first bin below which nothing is compared with it: one shared token among all measured is more."""
 MOST = 1.0
 """Largest margin of a bin, either way: one bin does not outweigh all others."""
 
@@ -75,7 +77,7 @@ def _value(row: Mapping[str, Any], start: int, first: int, by: str) -> float | N
         return 0.5 if here[0] is None and here[1] is not None and some_right else here[0]
     if by == "overlap_ratio":
         beginning = _number(row.get(f"by_position/{first}/overlap_ratio"))
-        return None if here[0] is None or not beginning else here[0] / beginning
+        return None if here[0] is None or beginning is None or beginning < LEAST else here[0] / beginning
     student, teacher = here[0], here[1]
     return None if student is None or teacher is None else student / max(teacher, CALM)
 
