@@ -160,9 +160,10 @@ def fewest(p: Tensor, falling: list[int], mass: float) -> list[int]:
 
 
 def coarse(spec: ObjectiveConfig, p: Tensor, q: Tensor, S: list[int]) -> tuple[Tensor, Tensor]:
-    """The divergence of the two distributions over S and one token more, which is all the rest."""
+    """The divergence of the two distributions over S and one token more, which is all the rest, if there is any."""
     pairs = [(p[v], q[v]) for v in S]
-    pairs.append((1 - _sum([a for a, _ in pairs], p), 1 - _sum([b for _, b in pairs], q)))
+    if rest := [v for v in range(len(p)) if v not in S]:
+        pairs.append((_sum([p[v] for v in rest], p), _sum([q[v] for v in rest], q)))
     terms = [term(spec.divergence, number(spec), a, b) for a, b in pairs]
     value = _sum(terms, p)
     if spec.estimator == "exact" or spec.shaping == "none":
