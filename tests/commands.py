@@ -85,6 +85,12 @@ def opd(capfd: pytest.CaptureFixture[str], *words: object) -> Said:
     return Said(int(left.value.code or 0), *capfd.readouterr())
 
 
+def train(capfd: pytest.CaptureFixture[str], place: Path, shop: Path, *words: str) -> Said:
+    """`opd train` of CONFIG with these changes; the run is PLACE/run."""
+    (place / "config.toml").write_text(CONFIG.format(shop=shop))
+    return opd(capfd, "train", place / "config.toml", f"run={place / 'run'}", *words)
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 

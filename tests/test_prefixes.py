@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands import CONFIG, build_shop, metrics, opd
+from commands import build_shop, metrics, train
 from models import tiny_loaded
 from opdkit.config import Config, LocalSampling, SamplingConfig
 from opdkit.models.sampler import LocalSampler
@@ -83,11 +83,6 @@ def test_who_is_led_is_a_function_of_seed_and_step() -> None:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_shop(tmp_path_factory.mktemp("shop"))
-
-
-def train(capfd: Any, tmp_path: Path, shop: Path, *words: str) -> Any:
-    (tmp_path / "config.toml").write_text(CONFIG.format(shop=shop))
-    return opd(capfd, "train", tmp_path / "config.toml", f"run={tmp_path / 'run'}", *words)
 
 
 @pytest.mark.parametrize("payload", ["hidden", "ids"])

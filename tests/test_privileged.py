@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands import CONFIG, build_shop, metrics, opd, write_rows
+from commands import build_shop, metrics, train, write_rows
 from opdkit.train.feedback import Feedback, told
 from opdkit.train.prefixes import is_led
 from opdkit.train.privileged import copied, copies, filled, refuse_other_beginnings
@@ -71,11 +71,6 @@ def test_only_rollouts_of_told_prompts_count() -> None:
         Rollout(Prompt("b", source="s2"), tuple(range(9)), "stop"),
     ]
     assert copied(rollouts, told) == {"copied_fraction": (1.0, 2.0)} and copied(rollouts, {}) == {}
-
-
-def train(capfd: Any, tmp_path: Path, shop: Path, *words: str) -> Any:
-    (tmp_path / "config.toml").write_text(CONFIG.format(shop=shop))
-    return opd(capfd, "train", tmp_path / "config.toml", f"run={tmp_path / 'run'}", *words)
 
 
 @pytest.mark.parametrize("told", ["It ends in {answer}.", "Somebody wrote: {response}"])

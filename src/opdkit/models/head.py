@@ -159,11 +159,9 @@ class _Fused(torch.autograd.Function):
                 if grads.hidden is not None:
                     torch.mm(d_raw, used, out=grads.hidden[part])
                 if grads.weight is not None:
-                    pushed, kept = (
-                        d_raw.T.to(weight.dtype),
-                        float(part.start > 0),
-                    )  # the first chunk fills the buffer
-                    grads.weight[: head.rows].addmm_(pushed, hidden[part].to(weight.dtype), beta=kept)
+                    filled = float(part.start > 0)  # the first chunk writes, the others add to it
+                    pushed = d_raw.T.to(weight.dtype)
+                    grads.weight[: head.rows].addmm_(pushed, hidden[part].to(weight.dtype), beta=filled)
                 if grads.bias is not None:
                     grads.bias[: head.rows] += d_raw.sum(0).to(grads.bias.dtype)
                 del raw, d_raw  # freed before the next is made

@@ -30,11 +30,12 @@ def joined_states(body: Any, input_ids: Int[Tensor, "1 N"], lengths: Sequence[in
     """The body's states of rows of these lengths. Raises whatever it raises when it does not take them."""
     prepare(body)
     position = torch.cat([torch.arange(n, device=input_ids.device) for n in lengths])[None]
+    handed_on = input_ids.new_empty(
+        1, 1, 0, 0
+    )  # bodies build no mask of the positions where one of four axes is given
     found = body(
         input_ids=input_ids,
-        attention_mask=input_ids.new_empty(
-            1, 1, 0, 0
-        ),  # one of four axes is handed on: none is built of the positions
+        attention_mask=handed_on,
         position_ids=position,
         use_cache=False,
         row_lengths=tuple(lengths),
@@ -58,21 +59,13 @@ def prepare(body: Any) -> None:
     body.config._attn_implementation = NAME
 
 
-def attention(
-    module: Any,
-    query: Float[Tensor, "1 H N d"],
-    key: Float[Tensor, "1 h N d"],
-    value: Float[Tensor, "1 h N d"],
-    mask: Tensor | None,
-    row_lengths: Sequence[int] | None = None,
-    **others: Any,
-) -> Any:
+def attention(*given: Any, row_lengths: Sequence[int] | None = None, **others: Any) -> Any:
     """What a body calls: transformers' own where no rows are given."""
     if row_lengths is not None:
-        return within_rows(module, query, key, value, mask, row_lengths=row_lengths, **others)
+        return within_rows(*given, row_lengths=row_lengths, **others)
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **others)
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](*given, **others)
 
 
 def within_rows(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from opdkit.studies.pairs import pair_lines, run_pair
 from opdkit.studies.progress import StoryBar
 from opdkit.studies.questions import STUDIES
 from opdkit.studies.recipes import BODIES, FAMILIES, PAIRS, Family, family
-from opdkit.studies.study import SCALES, Rows, Scale, Study, about, run, verdicts
-from opdkit.studies.study import lines as table_of
+from opdkit.studies.study import SCALES, Rows, Scale, Study, about, rows_in, run, told
+from opdkit.studies.study import lines as table_lines
 from opdkit.studies.tell import demo_data, demo_lines
 from opdkit.studies.testbed import Made, Workshop, lines
 from opdkit.train import Silent, Talk
@@ -64,19 +63,19 @@ def report_studies(names: Sequence[str], *, out: Path) -> Told:
     """What was run so far. Raises UserError where nothing was."""
     found = []
     for study in _chosen(names):
-        path = out / f"{study.name}.json"
-        if not path.is_file():
+        rows = rows_in(study, out)
+        if not rows:
             raise UserError(
                 f"{study.name} was not run into {out}", hint=f"opd study run {study.name} --out {out}"
             )
-        found.append((study, json.loads(path.read_text())["rows"]))
+        found.append((study, rows))
     return _told(found)
 
 
 def _told(ran: Sequence[tuple[Study, Rows]]) -> Told:
-    data = [{**about(study), "rows": rows, "verdicts": verdicts(study, rows)} for study, rows in ran]
+    data = [told(study, rows) for study, rows in ran]
     text = [
-        "\n".join([f"## {study.question}", "", study.claim, "", *table_of(study, rows)])
+        "\n".join([f"## {study.question}", "", study.claim, "", *table_lines(study, rows)])
         for study, rows in ran
     ]
     return Told({"studies": data}, "\n\n".join(text))

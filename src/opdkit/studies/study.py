@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from opdkit.config import Config, dump_toml
 from opdkit.diagnostics import gap_recovery
+from opdkit.run.disk import write_atomic
 from opdkit.run.environment import environment
 from opdkit.run.folder import RunFolder
 from opdkit.studies.pairs import watched
@@ -68,8 +69,8 @@ class Study:
 
 def run(study: Study, scale: Scale, *, out: Path, cache: Path, talk: Callable[[Config], Talk]) -> list[Row]:
     """All rows of the study at this scale, those in OUT/NAME.json as they are. Written after every run."""
-    path = out / f"{study.name}.json"
-    kept = {row["config"]: row for row in (json.loads(path.read_text())["rows"] if path.is_file() else [])}
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {row["config"]: row for row in rows_in(study, out)}
     rows: list[Row] = []
     for seed in scale.seeds:
         known = family("chain", seed=seed)
@@ -82,7 +83,7 @@ def run(study: Study, scale: Scale, *, out: Path, cache: Path, talk: Callable[[C
             )
             row = kept.get(key) or _read(config, arm=arm, seed=seed, key=key, talk=talk(config))
             rows.append(row)
-            _write(path, study, rows)
+            write_atomic(table_of(study, out), data=f"{json.dumps(told(study, rows), indent=1)}\n".encode())
     return rows
 
 
@@ -137,10 +138,16 @@ def _read(config: Config, *, arm: str, seed: int, key: str, talk: Talk) -> Row:
     }
 
 
-def _write(path: Path, study: Study, rows: Rows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = {**about(study), "rows": rows, "verdicts": verdicts(study, rows)}
-    path.write_text(json.dumps(told, indent=1) + "\n")
+def table_of(study: Study, out: Path) -> Path:
+    """Where the study's table is kept."""
+    return out / f"{study.name}.json"
+
+
+def rows_in(study: Study, out: Path) -> Rows:
+    """The rows kept there; none where it was not run."""
+    path = table_of(study, out)
+    rows: Rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return rows
 
 
 # --- what is told ---------------------------------------------------------------------------------------------
@@ -156,6 +163,11 @@ def about(study: Study) -> dict[str, Any]:
         "arms": {arm: dict(settings) for arm, settings in study.arms.items()},
         "expectation": {e.name: e.text for e in study.expected},
     }
+
+
+def told(study: Study, rows: Rows) -> dict[str, Any]:
+    """The study with its table, for machines."""
+    return {**about(study), "rows": rows, "verdicts": verdicts(study, rows)}
 
 
 def verdicts(study: Study, rows: Rows) -> dict[str, Verdict]:
@@ -186,8 +198,9 @@ def lines(study: Study, rows: Rows) -> Iterator[str]:
             )
     yield from table(head, body)
     yield ""
+    came = verdicts(study, rows)
     for expectation in study.expected:
-        yield f"- {expectation.text}: **{verdicts(study, rows)[expectation.name]}**."
+        yield f"- {expectation.text}: **{came[expectation.name]}**."
 
 
 def of_arm(rows: Rows, arm: str) -> list[Row]:

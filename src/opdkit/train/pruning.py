@@ -44,16 +44,17 @@ class Pruning:
         depth = min(self.every, most)
         while depth < most:
             open_ = [i for i, r in enumerate(whole) if r.finish_reason == "length"]
-            known = self._known([whole[i] for i in open_])
-            whole = _with(
-                whole, {i: whole[i] if on else _cut(whole[i]) for i, on in zip(open_, known, strict=True)}
-            )
-            on = [i for i, goes in zip(open_, known, strict=True) if goes]
+            known = dict(zip(open_, self._known([whole[i] for i in open_]), strict=True))
+            on = [i for i in open_ if known[i]]
+            for i in open_:
+                if not known[i]:
+                    whole[i] = replace(whole[i], finish_reason="cut")
             if not on:
                 break
             starts = [_start(whole[i], depth) for i in on]
             more = self._look(starts, sampling.model_copy(update={"responses": 1}), begun=depth)
-            whole = _with(whole, {i: self._joined(whole[i], r) for i, r in zip(on, more, strict=True)})
+            for i, rest in zip(on, more, strict=True):
+                whole[i] = self._joined(whole[i], rest)
             depth = min(depth + self.every, most)
         return [self._trimmed(r) for r in whole]
 
@@ -126,16 +127,8 @@ def _latest(rollout: Rollout, count: int) -> Rollout:
     )
 
 
-def _cut(rollout: Rollout) -> Rollout:
-    return replace(rollout, finish_reason="cut")
-
-
 def _both(before: Tensor | None, more: Tensor | None) -> Tensor | None:
     return None if before is None or more is None else torch.cat([before, more])
-
-
-def _with(rollouts: Sequence[Rollout], others: dict[int, Rollout]) -> list[Rollout]:
-    return [others.get(i, r) for i, r in enumerate(rollouts)]
 
 
 def refuse_prune(config: Config, *, ranks: int) -> None:
