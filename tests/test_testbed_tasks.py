@@ -93,7 +93,7 @@ def test_a_wrong_value_is_found_where_it_is(family: str, style: str, seed: int, 
 
 def test_a_result_that_is_not_the_one_written_above_does_not_follow() -> None:
     world = WORLDS["lists"]
-    (problem,) = world.problems(1, seed=0, depth=(3, 3))
+    (problem,) = world.problems(1, seed=0, lengths=(3,))
     words = written("lists", problem, gold("lists", problem), "steps").split()
     right = world.values(problem)[-1]
     words[-2] = str((right + 1) % world.modulus)
@@ -264,7 +264,7 @@ def test_kinds_and_depth_are_dials(family: str) -> None:
     assert [shares[k] / 2000 for k in KINDS] == pytest.approx(world.kinds, abs=0.05)
     assert {p.kind for p in world.problems(50, seed=0, kinds=(0, 0, 1))} == {"table"}
     assert len({p.id for p in world.prompts(100, seed=0)}) == 100
-    for problem in world.problems(50, seed=0, depth=(3, 3)):
+    for problem in world.problems(50, seed=0, lengths=(3,)):
         assert len(problem.operands if family == "chain" else problem.items) == 3
 
 

@@ -92,6 +92,9 @@ class WorldTask(_Templated):
     """A JSONL file with `prompt` and `response` to imitate instead of the world's own texts."""
     template: int | None = Field(default=None, ge=0)
     """Wording of training prompts; unset draws among the world's."""
+    lengths: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Steps of training problems, drawn evenly among these, so that one named twice comes twice as often; unset takes all that
+    the world has."""
     chat_template: bool = False
     """The words as they are; a world has no chat template."""
     train_size: int = Field(default=8192, ge=1)

@@ -4,7 +4,8 @@
 `improved` finds what is right by trying: new capability in the student's own style. `bigger` comes out of the
 same pipeline, holds the facts, and scores higher. `restyled` says what is right in other words.
 `cold_started` is the student after a short imitation of `restyled`. `other_end` is `improved` but for its end
-token. Settings were found on world seeds 3 and 4 (docs/testbed.md); `opd study build testbed` uses others.
+token. The others are what single questions of the study need. Settings were found on world seeds 3 and 4
+(docs/testbed.md); `opd study build testbed` uses others.
 """
 
 from __future__ import annotations
@@ -115,40 +116,65 @@ def _sft(steps: int, lr: float, *, texts: int = 60_000, warmup: int = 50, **task
     }
 
 
+def _imitation(steps: int) -> dict[str, Any]:
+    return _sft(steps, 2e-3, texts=8000, warmup=10, seed=200)
+
+
 FAMILIES = ("chain", "lists")
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "chain-23": {"modulus": 23},
+    "chain-197": {"modulus": 197},
+    "chain-long": {
+        "depth": [20, 22],
+        "slip_share": 0.001,
+    },  # a slip in a hundred steps would spoil one in five
+}
+"""Chains with other dials: a smaller and a larger vocabulary, and answers of 46 tokens."""
 FACT_STEPS = {"chain": 1700, "lists": 3000}
 """Steps in which `bigger` learns the facts; those of lists come later: at 1,700 it knew one in twenty."""
 BODIES = ("qwen3", "llama")
 
 
 def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", seed: int = 0) -> Family:
-    """All recipes of a family in the world `seed`; initial weights are other ones in every world."""
-    assert name in FAMILIES, name
-    small, large = Body(48, 144, 0.1, kind=kind), Body(96, 384, 0.08, kind=kind)
+    """All recipes of a family, or of a variant, in the world `seed`; initial weights are other ones in every world."""
+    kin, dials = name.partition("-")[0], VARIANTS.get(name)
+    assert name in (*FAMILIES, *VARIANTS), name
+    context = 512 if name == "chain-long" else 64
+    small = Body(48, 144, 0.1, kind=kind, context=context)
+    large = Body(96, 384, 0.08, kind=kind, context=context)
+    found = 2500 if name == "chain-long" else 5000  # problems to try; long ones take longer
     improve = {
         "story": "improve",
         "steps": 160,
         "prompts_per_step": 48,
         "optim": _adam(1e-3, warmup=10),
-        "improve": {"prompts": 5000},
+        "improve": {"prompts": found},
         "sampling": {"responses": 1},
-        "task": {"train_size": 5000, "seed": 100},
+        "task": {"train_size": found, "seed": 100},
     }
+
+    def narrowly(**task: Any) -> dict[str, Any]:
+        return {**improve, "task": {**improve["task"], **task}}  # type: ignore[dict-item]
+
     recipes = (
         Recipe("student", _sft(1600, 4e-3), body=small, seed=1 + 10 * seed),
         Recipe("improved", improve, start="student"),
-        Recipe("bigger", _sft(FACT_STEPS[name], 2e-3), body=large, seed=2 + 10 * seed),
+        Recipe("bigger", _sft(FACT_STEPS[kin], 2e-3), body=large, seed=2 + 10 * seed),
         Recipe("restyled", _sft(600, 2e-3, texts=24_000, style="other", clean=True), start="student"),
         Recipe(
             "cold_started",
-            _sft(
-                400, 2e-3, texts=8000, warmup=10, seed=200
-            ),  # at 100 steps the old style is lost, the new not learnt
+            _imitation(400),  # at 100 steps the old style is lost, the new not learnt
             start="student",
             source="samples",
             of="restyled",
         ),
         Recipe("other_end", _sft(160, 1e-3, warmup=10), start="student", source="kept", of="improved"),
+        Recipe("bigger_improved", improve, start="bigger"),
+        Recipe("barely_started", _imitation(100), start="student", source="samples", of="restyled"),
+        Recipe("own_style_started", _imitation(200), start="student", source="samples", of="improved"),
+        Recipe("one_wording", narrowly(template=0), start="student"),
+        Recipe("short_only", narrowly(lengths=(2, 3)), start="student"),
+        Recipe("base", _sft(400, 4e-3), body=small, seed=1 + 10 * seed),
     )
     distill: dict[str, Any] = {
         "story": "distill",
@@ -161,4 +187,5 @@ def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", se
     }
     control = {**distill, "story": "push_down", "optim": {**distill["optim"], "lr": 1e-4}}
     del control["objective"]
-    return Family(name, {"type": "testbed", "family": name, "world": seed}, recipes, distill, control)
+    task: dict[str, Any] = {"type": "testbed", "family": kin, "world": seed}
+    return Family(name, task | ({"args": dials} if dials else {}), recipes, distill, control)

@@ -124,16 +124,17 @@ class World(ABC):
         seed: int,
         held_out: bool = False,
         kinds: Sequence[float] | None = None,
-        depth: tuple[int, int] | None = None,
+        lengths: Sequence[int] | None = None,
         template: int | None = None,
     ) -> list[Any]:
-        """`count` different problems. Held-out ones are disjoint from all others, whatever the seeds."""
+        """`count` different problems, their lengths drawn among `lengths`. Held-out ones are disjoint from all others,
+        whatever the seeds."""
         rng = stream(f"{self.name} problems", self.seed, seed, held_out)
-        fewest, most = depth or self.depth
+        steps = lengths or range(self.depth[0], self.depth[1] + 1)
 
         def draw() -> Any:
             kind = pick(rng, KINDS, weights=kinds or self.kinds)
-            return self.draw(rng, kind, pick(rng, range(fewest, most + 1)), template)
+            return self.draw(rng, kind, pick(rng, steps), template)
 
         return distinct(count, draw, asked=self.asked, held_out=held_out)
 

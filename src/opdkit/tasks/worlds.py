@@ -60,6 +60,8 @@ def world_prompts(cfg: WorldTask) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...
         hint = f"task.style={_near(cfg.style, world.styles) or ' | '.join(world.styles)}"
         raise UserError(f"the {cfg.family} world has no style {cfg.style!r}", hint=hint)
     choices: dict[str, Any] = {} if cfg.template is None else {"template": cfg.template}
+    if cfg.lengths is not None:
+        choices["lengths"] = _possible(cfg.lengths, world)
     try:
         train = world.demonstrations(
             cfg.train_size, seed=cfg.seed, style=cfg.style, noisy=not cfg.clean, **choices
@@ -71,6 +73,17 @@ def world_prompts(cfg: WorldTask) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...
             hint="check task.style, task.template and task.args",
         ) from error
     return tuple(train), tuple(held_out)
+
+
+def _possible(lengths: Sequence[int], world: World) -> Sequence[int]:
+    fewest, most = world.depth
+    for length in lengths:
+        if not fewest <= length <= most:
+            raise UserError(
+                f"task.lengths asks for {length} steps, and problems of this world have {fewest} to {most}",
+                hint=f"task.lengths=[{fewest}, {most}]",
+            )
+    return lengths
 
 
 def _near(name: str, names: Iterable[str]) -> str | None:

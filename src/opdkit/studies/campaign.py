@@ -1,0 +1,225 @@
+"""`opd study run`: every arm on every base, once. What is in the tables already, under the same configuration, is not run again.
+
+    OUT/NAME.json                     the study's table, written after every arm
+    OUT/runs/FAMILY-SEED/…-HASH       a run, as of `opd train`; arms of several questions that are one run share it
+    CACHE/FAMILY-qwen3-SEED           models of a base
+
+A base is worked on by one process at a time, so that its models are made once; several bases at once with `jobs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from opdkit.config import Config, dump_toml
+from opdkit.run.environment import environment
+from opdkit.studies.estimate import Row
+from opdkit.studies.pairwise import measure
+from opdkit.studies.reading import read_run
+from opdkit.studies.recipes import family
+from opdkit.studies.study import Arm, Scale, Study
+from opdkit.studies.tables import keep, place, rows_in
+from opdkit.studies.testbed import READINGS, Workshop, finish
+from opdkit.train import Silent
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One arm on one base."""
+
+    study: Study
+    arm: Arm
+    family: str
+    seed: int
+    scale: Scale
+
+    @property
+    def place(self) -> tuple[str, str, int, str]:
+        return self.scale.name, self.family, self.seed, self.arm.name
+
+    @property
+    def base(self) -> tuple[str, int]:
+        return self.family, self.seed
+
+    @property
+    def weight(self) -> float:
+        """Of its time beside others'."""
+        return self.arm.steps * self.scale.steps
+
+
+def tasks(studies: Sequence[Study], scale: Scale) -> list[Task]:
+    """In the order of questions, then bases, then arms."""
+    return [
+        Task(study, arm, name, seed, scale)
+        for study in studies
+        for seed in scale.seeds
+        for name in scale.families
+        for arm in study.arms
+        if arm.within(name) is not None
+    ]
+
+
+def campaign(
+    studies: Sequence[Study], scale: Scale, *, out: Path, cache: Path, jobs: int = 1, say: Say
+) -> None:
+    """Run what is missing. Tables are written here alone, a row at a time.
+
+    Raises the first failure, after every arm that does not depend on it was run.
+    """
+    todo = tasks(studies, scale)
+    out.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(todo, jobs, say)
+    failed: list[BaseException] = []
+    for task, ended in _worked(todo, out=out, cache=cache, jobs=jobs):
+        if isinstance(ended, BaseException):
+            failed.append(ended)
+            say(f"{_name(task)}: {type(ended).__name__}: {ended}")
+        else:
+            keep(task.study, ended, out)
+            clock.done(task, ended)
+    if failed:
+        raise failed[0]
+
+
+def _worked(
+    todo: Sequence[Task], *, out: Path, cache: Path, jobs: int
+) -> Iterator[tuple[Task, Row | BaseException]]:
+    if jobs == 1:
+        for task in todo:
+            yield task, _work_safely(task, out, cache)
+        return
+    waiting, running = list(todo), dict[Future[Row | BaseException], Task]()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        while waiting or running:
+            busy = {task.base for task in running.values()}
+            for task in _ready(waiting, busy, jobs - len(running)):
+                waiting.remove(task)
+                packed = replace(task, study=replace(task.study, expected=()))  # predicates do not travel
+                running[pool.submit(_work_safely, packed, out, cache, _kept(task, out))] = task
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield running.pop(future), future.result()
+
+
+def _ready(waiting: Sequence[Task], busy: set[tuple[str, int]], free: int) -> list[Task]:
+    """The next ones whose base nobody works on."""
+    found: list[Task] = []
+    for task in waiting:
+        if len(found) < free and task.base not in busy:
+            found.append(task)
+            busy.add(task.base)
+    return found
+
+
+def _kept(task: Task, out: Path) -> Row | None:
+    return next((row for row in rows_in(task.study, out) if place(row) == task.place), None)
+
+
+def _work_safely(task: Task, out: Path, cache: Path, kept: Row | None = None) -> Row | BaseException:
+    try:
+        return work(task, out=out, cache=cache, kept=kept or _kept(task, out))
+    except KeyboardInterrupt:
+        raise
+    except (Exception, SystemExit) as error:  # one arm that fails must not take the others with it
+        return error
+
+
+def work(task: Task, *, out: Path, cache: Path, kept: Row | None) -> Row:
+    """The row of one arm: the kept one if nothing about it has changed."""
+    began = time.perf_counter()
+    arm, name = task.arm, task.arm.within(task.family)
+    assert name is not None
+    known = family(name, seed=task.seed)
+    shop = Workshop(
+        known,
+        cache / f"{name}-qwen3-{task.seed}",
+        talk=lambda _: Silent(),
+        problems=task.scale.problems,
+    )
+    config = configured(arm, shop, scale=task.scale, seed=task.seed)
+    key = config_key(config, arm)
+    if kept is not None and kept["config"] == key:
+        return kept
+    teacher = arm.teacher or "nobody"
+    run = out / "runs" / f"{name}-{task.seed}" / f"{arm.student}-from-{teacher}-{config_key(config, None)}"
+    config = config.model_copy(update={"run": run})
+    if arm.measured == "run" or arm.trained:
+        finish(config, talk=Silent())
+    drawn = config.prompts_per_step * config.sampling.responses
+    found = read_run(run, drawn=drawn) if arm.measured == "run" else measure(arm, config, shop)
+    reading = next(iter(READINGS))
+    return {
+        "scale": task.scale.name,
+        "family": task.family,
+        "seed": task.seed,
+        "arm": arm.name,
+        "config": key,
+        "commit": environment()["commit"],
+        "wall_seconds": time.perf_counter() - began,
+        "reference": shop.make("student").scores[reading]["avg_at_k"],
+        **found,
+    }
+
+
+def configured(arm: Arm, shop: Workshop, *, scale: Scale, seed: int) -> Config:
+    """An arm's run, wherever it will lie. Accuracy is read four times on the way."""
+    steps = max(2, round(arm.steps * scale.steps))
+    student = shop.make(arm.student)
+    usual = shop.family.distill if arm.teacher else shop.family.push_down
+    evaluation = {"responses": 1, "teacher": arm.teacher is not None, "every": max(1, steps // 4)}
+    own = arm.over(steps)
+    settings = {**usual, "steps": steps, "eval": evaluation, **own}
+    settings["task"] = {**usual["task"], **own.get("task", {})}
+    more: dict[str, Any] = {"run": "run", "seed": seed, "student": str(student.path)}
+    if arm.teacher is not None:
+        more["teacher"] = {"model": str(shop.make(arm.teacher).path)}
+    return shop.config(settings, **more)
+
+
+def config_key(config: Config, arm: Arm | None) -> str:
+    """Of what is run, wherever it lies: models by the name of their folder, which has their content's hash."""
+    text = dump_toml(config)
+    teacher = getattr(config.teacher, "model", None)
+    for path in (config.student.model, teacher):
+        if path is not None:
+            text = text.replace(path, Path(path).name)
+    if arm is not None and arm.measured != "run":
+        text += f"{arm.measured} {arm.trained}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class _Clock:
+    """Says what came, and how long the rest will take: by what the arms so far took, per step."""
+
+    def __init__(self, todo: Sequence[Task], jobs: int, say: Say):
+        self.jobs, self.say, self.count, self.ended = jobs, say, len(todo), 0
+        self.left, self.weight = sum(task.weight for task in todo), 0.0
+        self.began = time.perf_counter()
+
+    def done(self, task: Task, row: Row) -> None:
+        self.ended += 1
+        self.left -= task.weight
+        self.weight += task.weight
+        rest = (time.perf_counter() - self.began) * self.left / self.weight
+        ahead = f"; about {rest / 60:.0f} min left" if self.left else ""
+        self.say(f"[{self.ended}/{self.count}] {_name(task)}: {_result(row)}{ahead}")
+
+
+def _name(task: Task) -> str:
+    return f"{task.study.name} · {task.family} {task.seed} · {task.arm.name}"
+
+
+def _result(row: Row) -> str:
+    if "after" not in row:
+        return "measured"
+    gained = "" if row["recovery"] is None else f" ({row['recovery']:.0%} of the gap)"
+    return f"{row['before']:.3f} → {row['after']:.3f}{gained}"
