@@ -28,10 +28,10 @@ from opdkit.diagnostics.verdict import rules_table
 from opdkit.recipes.predict import LEAD
 from opdkit.recipes.preflight import check
 from opdkit.run.folder import RunFolder
+from opdkit.studies.blocks import with_blocks
 from opdkit.studies.recipes import PAIRS, Family, Pair, family
 from opdkit.studies.testbed import Workshop, finish, table
 from opdkit.train import Silent
-from pages import with_blocks
 
 EXPECTED = {
     "new capability, same style": "go",

@@ -23,10 +23,10 @@ from opdkit.diagnostics import gap_recovery
 from opdkit.recipes.coldstart import coldstart
 from opdkit.recipes.coldstart_config import distill_config
 from opdkit.run.folder import RunFolder
+from opdkit.studies.blocks import with_blocks
 from opdkit.studies.recipes import family
 from opdkit.studies.testbed import Workshop, finish, table
 from opdkit.train import Silent
-from pages import with_blocks
 
 FAILS, RECOVERS, LEAD = 0.2, 0.7, 0.1
 FIXED = (50, 100, 200, 400, 800)

@@ -23,12 +23,12 @@ from typing import Any
 
 from opdkit.config import Config, WidenConfig
 from opdkit.run.folder import RunFolder
+from opdkit.studies.blocks import with_blocks
 from opdkit.studies.recipes import family
 from opdkit.studies.testbed import Workshop, finish
 from opdkit.tasks.worlds import open_world
 from opdkit.train import Silent
 from opdkit.train.widen import decide
-from pages import with_blocks
 
 TABLE = Path(__file__).parents[1] / "docs" / "studies" / "tables" / "prompts.json"
 PAGE = Path(__file__).parents[1] / "docs" / "prompts.md"

@@ -24,36 +24,54 @@ def list_studies(as_json: Json = False) -> None:
     print(json.dumps(told.data) if as_json else told.text)
 
 
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Tables, and runs in runs/.")]
+
+
 @study.command("run")
 def run_study(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Which: opd study list.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Which; all.")] = None,
     scale: Annotated[
-        str, typer.Option(help="quick: one base, 30 steps; full: five bases, 100 steps.")
+        str, typer.Option(help="quick: one base a family, 30 steps; full: five bases, 100 steps.")
     ] = "quick",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Runs and tables.")] = Path("runs/studies"),
+    family: Annotated[list[str] | None, typer.Option(help="Only this family; may come again.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this base; may come again.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes, one base each; a run uses one core.")] = 1,
+    out: Out = Path("runs/studies"),
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Models of the testbed.")] = Path(
         ".cache/testbed"
     ),
     as_json: Json = False,
 ) -> None:
-    """Run the arms that are missing on every base, then tell the table and what came of the expectations."""
+    """Run the arms that are missing on every base, then tell the tables and what came of the expectations."""
     from opdkit.studies.command import run_studies
 
     with going_on():
-        told = run_studies(names, scale=scale, out=out, cache=cache, quiet=as_json)
+        told = run_studies(
+            names or (),
+            scale=scale,
+            families=family,
+            seeds=seed,
+            jobs=jobs,
+            out=out,
+            cache=cache,
+            quiet=as_json,
+        )
     print(json.dumps(told.data) if as_json else told.text)
 
 
 @study.command("report")
 def report_study(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Which; all.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where they were run.")] = Path("runs/studies"),
+    out: Out = Path("runs/studies"),
+    pages: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a page and a figure per question there.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Tell again what `opd study run` found."""
     from opdkit.studies.command import report_studies
 
-    told = report_studies(names or (), out=out)
+    told = report_studies(names or (), out=out, pages=pages)
     print(json.dumps(told.data) if as_json else told.text)
 
 

@@ -48,7 +48,13 @@ class Task:
 
     @property
     def base(self) -> tuple[str, int]:
-        return self.family, self.seed
+        """Whose models it takes."""
+        return self.world, self.seed
+
+    @property
+    def world(self) -> str:
+        """A family or a variant of one."""
+        return self.arm.within(self.family) or self.family
 
     @property
     def weight(self) -> float:
@@ -136,8 +142,7 @@ def _work_safely(task: Task, out: Path, cache: Path, kept: Row | None = None) ->
 def work(task: Task, *, out: Path, cache: Path, kept: Row | None) -> Row:
     """The row of one arm: the kept one if nothing about it has changed."""
     began = time.perf_counter()
-    arm, name = task.arm, task.arm.within(task.family)
-    assert name is not None
+    arm, name = task.arm, task.world
     known = family(name, seed=task.seed)
     shop = Workshop(
         known,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from opdkit.config import Config
+from opdkit.studies.campaign import campaign
 from opdkit.studies.demo import run_demo
+from opdkit.studies.estimate import Rows
+from opdkit.studies.pages import front_lines, lines, write_pages
 from opdkit.studies.pairs import pair_lines, run_pair
 from opdkit.studies.progress import StoryBar
 from opdkit.studies.questions import STUDIES
 from opdkit.studies.recipes import BODIES, FAMILIES, PAIRS, Family, family
-from opdkit.studies.study import SCALES, Rows, Scale, Study, about, rows_in, run, told
-from opdkit.studies.study import lines as table_lines
+from opdkit.studies.study import SCALES, Scale, Study
+from opdkit.studies.tables import about, rows_in, told
 from opdkit.studies.tell import demo_data, demo_lines
-from opdkit.studies.testbed import Made, Workshop, lines
+from opdkit.studies.testbed import Made, Workshop, model_lines
 from opdkit.train import Silent, Talk
 from opdkit.types import UserError
 
@@ -44,38 +48,59 @@ def demo(*, out: Path, seed: int, base: int, cache: Path, quiet: bool) -> Told:
 def list_studies() -> Told:
     """Every question with its claim, its arms and what is expected."""
     told = [about(study) for study in STUDIES.values()]
-    text = [f"{study.name}  {study.question}\n  {study.claim}" for study in STUDIES.values()]
+    text = [
+        f"{study.name:<18}{study.question}\n{'':<18}{study.section}: {study.claim}"
+        for study in STUDIES.values()
+    ]
     return Told({"studies": told}, "\n".join(text))
 
 
-def run_studies(names: Sequence[str], *, scale: str, out: Path, cache: Path, quiet: bool) -> Told:
-    """Run what is missing and tell. Raises UserError for names that are none."""
+def run_studies(
+    names: Sequence[str],
+    *,
+    scale: str,
+    families: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    jobs: int,
+    out: Path,
+    cache: Path,
+    quiet: bool,
+) -> Told:
+    """Run what is missing, in several processes if asked, and tell. Raises UserError for names that are none."""
     chosen, size = _chosen(names), _scale(scale)
+    for name in families or ():
+        known(name, FAMILIES, what="family", option="--family")
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs} runs nothing", hint="--jobs 1")
+    size = replace(size, families=tuple(families or size.families), seeds=tuple(seeds or size.seeds))
 
-    def talk(config: Config) -> Talk:
-        return Silent() if quiet else StoryBar(config, title=f"{config.run.parent.name} {config.run.name}")
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
 
-    ran = [(study, run(study, size, out=out, cache=cache, talk=talk)) for study in chosen]
-    return _told(ran)
+    campaign(chosen, size, out=out, cache=cache, jobs=jobs, say=say)
+    return _told([(study, rows_in(study, out)) for study in chosen])
 
 
-def report_studies(names: Sequence[str], *, out: Path) -> Told:
-    """What was run so far. Raises UserError where nothing was."""
-    found = []
-    for study in _chosen(names):
-        rows = rows_in(study, out)
-        if not rows:
-            raise UserError(
-                f"{study.name} was not run into {out}", hint=f"opd study run {study.name} --out {out}"
-            )
-        found.append((study, rows))
+def report_studies(names: Sequence[str], *, out: Path, pages: Path | None = None) -> Told:
+    """What was run so far; with a page and a figure per question in `pages`. Raises UserError where nothing was."""
+    found = [(study, rows_in(study, out)) for study in _chosen(names)]
+    if missing := [study for study, rows in found if names and not rows]:
+        name = missing[0].name
+        raise UserError(f"{name} was not run into {out}", hint=f"opd study run {name} --out {out}")
+    found = [(study, rows) for study, rows in found if rows]
+    if not found:
+        raise UserError(f"nothing was run into {out}", hint=f"opd study run --out {out}")
+    if pages is not None:
+        write_pages(found, pages, tables=out)
     return _told(found)
 
 
 def _told(ran: Sequence[tuple[Study, Rows]]) -> Told:
     data = [told(study, rows) for study, rows in ran]
-    text = [
-        "\n".join([f"## {study.question}", "", study.claim, "", *table_lines(study, rows)])
+    text = ["\n".join(["", *front_lines(ran)])] if len(ran) > 1 else []
+    text += [
+        "\n".join([f"## {study.question}", "", f"{study.section}: {study.claim}.", "", *lines(study, rows)])
         for study, rows in ran
     ]
     return Told({"studies": data}, "\n\n".join(text))
@@ -110,14 +135,14 @@ def build_testbed(
 
     workshop = Workshop(made_of, out / f"{family}-{body}-{seed}", talk=talk)
     models = [workshop.make(name) for name in only or names]
-    told = {"family": family, "body": body, "seed": seed, "models": [_plain(m) for m in models]}
-    text = lines(models)
+    document = {"family": family, "body": body, "seed": seed, "models": [_plain(m) for m in models]}
+    text = model_lines(models)
     if pairs:
         here = {*(only or names), "self"}
         results = [run_pair(workshop, p, seed=0) for p in PAIRS if {p.student, p.teacher} <= here]
-        told["pairs"] = [asdict(r) for r in results]
+        document["pairs"] = [asdict(r) for r in results]
         text += ["", *pair_lines(results)]
-    return Told(told, "\n".join(text))
+    return Told(document, "\n".join(text))
 
 
 def open_family(name: str, *, body: str, seed: int) -> Family:

@@ -89,6 +89,17 @@ class Study:
     arms: tuple[Arm, ...]
     expected: tuple[Expectation, ...]
     differs: str = ""
+    panels: tuple[str, ...] = (
+        "accuracy",
+        "overlap_ratio",
+        "overlap_advantage",
+        "entropy_gap",
+        "loss",
+        "grad_norm",
+    )
+    """Curves that are drawn, by step."""
+    heat: tuple[str, ...] = ()
+    """Arms whose entropy is drawn by position and step."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -111,13 +122,21 @@ SCALES: Mapping[str, Scale] = {
 }
 
 
+REAL = "smollm2"
+"""The family of rows that come from the real small model; its arms are few, and testbed verdicts do without it."""
+
+
+def testbed(rows: Rows) -> Rows:
+    return [row for row in rows if row["family"] != REAL]
+
+
 def decisions(study: Study, rows: Rows) -> dict[str, dict[str, Decision]]:
     """Expectation → family → what came, and over all families as `all`."""
     families = sorted({row["family"] for row in rows})
     return {
         e.name: {
             **{name: e.decide([row for row in rows if row["family"] == name]) for name in families},
-            "all": e.decide(rows),
+            "all": e.decide(testbed(rows)),
         }
         for e in study.expected
     }
@@ -130,8 +149,10 @@ def outcome(study: Study, rows: Rows, family: str) -> Outcome:
 
 
 def reproduced(study: Study, rows: Rows) -> Outcome:
-    """Over families: a claim counts as reproduced in small only if it holds in all that were run."""
-    found = {outcome(study, rows, family) for family in {row["family"] for row in rows}} - {"not run"}
+    """Over the testbed's families: a claim counts as reproduced in small only if it holds in all that were run."""
+    found = {outcome(study, rows, family) for family in {row["family"] for row in testbed(rows)}} - {
+        "not run"
+    }
     if len(found) <= 1:
         return next(iter(found), "not run")
     return "undecided" if found <= {"holds", "undecided"} else "partly"

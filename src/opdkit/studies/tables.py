@@ -13,7 +13,7 @@ from typing import Any
 
 from opdkit.run.disk import write_atomic
 from opdkit.studies.estimate import Row, Rows
-from opdkit.studies.study import SCALES, Decision, Study, decisions, outcome, reproduced
+from opdkit.studies.study import REAL, SCALES, Decision, Study, decisions, outcome, reproduced
 
 
 def table_of(study: Study, out: Path) -> Path:
@@ -42,11 +42,12 @@ def place(row: Row) -> tuple[str, str, int, str]:
 
 
 def widest(rows: Rows) -> Rows:
-    """The rows of the largest scale that has any."""
+    """The rows of the largest scale that has any, and those of the real model."""
+    real = [row for row in rows if row["family"] == REAL]
     for scale in reversed(SCALES):
         if some := [row for row in rows if row["scale"] == scale]:
-            return some
-    return rows
+            return [*some, *real]
+    return real
 
 
 def about(study: Study) -> dict[str, Any]:

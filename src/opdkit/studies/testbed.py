@@ -173,7 +173,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [" | ".join(["", *row, ""]).strip() for row in [head, ["---"] * len(head), *rows]]
 
 
-def lines(made: Sequence[Made]) -> list[str]:
+def model_lines(made: Sequence[Made]) -> list[str]:
     """The table of cost and scores."""
     rows = [
         [m.name, f"{m.parameters:,}", f"{m.seconds:.0f}", *(_cell(m.scores[r]) for r in READINGS)]

@@ -23,6 +23,7 @@ CANDIDATES = Study(
         _top(16),
         _top(64),
     ),
+    panels=("accuracy", "overlap_ratio", "entropy_student", "entropy_gap", "reverse_kl", "grad_norm"),
     expected=(
         Expectation(
             "top 1", "k = 1 ends at least .03 below k = 16", ahead("k = 16", "k = 1", "after"), at_least=0.03

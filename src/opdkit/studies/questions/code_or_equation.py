@@ -26,6 +26,7 @@ CODE_OR_EQUATION = Study(
         _arm("vocabulary", "full"),
         _arm("tail", "tt-opd"),
     ),
+    panels=("accuracy", "entropy_student", "overlap_mass_student", "overlap_ratio", "loss", "grad_norm"),
     expected=(
         Expectation(
             "blow-up",

@@ -17,6 +17,14 @@ COLD_START = Study(
         Arm("cold start", student="cold_started", teacher="restyled"),
         Arm("short cold start", student="barely_started", teacher="restyled"),
     ),
+    panels=(
+        "accuracy",
+        "overlap_ratio",
+        "overlap_mass_student",
+        "overlap_advantage",
+        "entropy_gap",
+        "truncated_fraction",
+    ),
     expected=(
         Expectation(
             "overlap",

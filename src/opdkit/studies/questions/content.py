@@ -28,6 +28,7 @@ CONTENT = Study(
         _arm("half of others", (2, 3, 4, 4)),
         _arm("others", (4,)),
     ),
+    panels=("accuracy", "overlap_ratio", "overlap_mass_student", "entropy_student", "entropy_gap", "loss"),
     expected=(
         Expectation(
             "score",

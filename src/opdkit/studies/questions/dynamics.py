@@ -14,6 +14,16 @@ DYNAMICS = Study(
     "at first, falls; "
     "where it fails all of them stand still, with a small loss and a small gradient; shared tokens hold 97 to 99 % in both",
     arms=(Arm(WORKS), Arm(FAILS, teacher="bigger")),
+    panels=(
+        "accuracy",
+        "overlap_ratio",
+        "overlap_mass_student",
+        "overlap_advantage",
+        "entropy_gap",
+        "loss",
+        "grad_norm",
+        "probability_gap_at_max_advantage",
+    ),
     expected=(
         Expectation(
             "overlap rises",

@@ -47,6 +47,15 @@ LENGTH = Study(
             objective={"preset": "paper", "signal": {"window": 24}},
         ),
     ),
+    panels=(
+        "accuracy",
+        "response_length",
+        "truncated_fraction",
+        "overlap_ratio",
+        "entropy_student",
+        "grad_norm",
+    ),
+    heat=("no limit", "other end, no limit"),
     expected=(
         Expectation(
             "too short",

@@ -1,0 +1,195 @@
+"""Figures of a study, functions of its table alone (extra `study`): curves of every arm, scores, depth, entropy by position.
+
+Thin lines are bases, thick ones their mean. The same table gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opdkit.studies.estimate import Rows, estimate
+from opdkit.studies.study import Study
+from opdkit.types import UserError
+
+COLOURS = ("#2a6fbb", "#c4561a", "#2d8a4e", "#8250a8", "#b8860b", "#0f8b8d", "#c2306f", "#656d76")
+TITLES: Mapping[str, str] = {
+    "accuracy": "accuracy, T = 0.7",
+    "overlap_ratio": "overlap of the top 16",
+    "overlap_mass_student": "student's mass on shared tokens",
+    "overlap_mass_teacher": "teacher's mass on shared tokens",
+    "overlap_advantage": "Eq. 7, nats",
+    "entropy_gap": "entropy gap, nats",
+    "entropy_student": "student's entropy, nats",
+    "entropy_teacher": "teacher's entropy, nats",
+    "reverse_kl": "reverse KL, nats",
+    "loss": "loss, nats",
+    "grad_norm": "gradient norm",
+    "probability_gap_at_max_advantage": "p − q at the largest |advantage|",
+    "response_length": "response length, tokens",
+    "truncated_fraction": "responses cut off",
+    "sequence_reward_auroc": "AUROC of the sequence reward",
+    "gradient_cosine_within": "cosine of positions' gradients",
+    "gradient_growth_within": "length of their sum ÷ orthogonal",
+}
+LEGEND_ROWS = 3
+
+
+def figures(study: Study, rows: Rows) -> dict[str, str]:
+    """File name → SVG: what the rows hold. UserError where the library that draws is not there."""
+    if not rows:
+        return {}
+    found = {}
+    if some := [row for row in rows if "step" in row.get("curves", {})]:
+        found[f"{study.name}.svg"] = _curves(study, some)
+        if heated := [row for row in some if row["arm"] in study.heat]:
+            found[f"{study.name}-positions.svg"] = _heat(study, heated)
+    if some := [row for row in rows if "depth" in row.get("curves", {})]:
+        found[f"{study.name}.svg"] = _depth(study, some)
+    if some := [row for row in rows if "gradient_cosine_within" in row]:
+        found[f"{study.name}.svg"] = _dots(study, some)
+    return found
+
+
+def _curves(study: Study, rows: Rows) -> str:
+    """The panels of one family after those of another, three or four beside each other."""
+    families = _families(rows)
+    columns = 4 if len(study.panels) > 6 else 3
+    lines = -(-len(study.panels) // columns)
+    figure, axes = _axes(len(families) * lines, columns)
+    for i, family in enumerate(families):
+        places = axes[i * lines : (i + 1) * lines].flat
+        for place, name in zip(places, study.panels, strict=False):
+            place.set_title(f"{family}: {TITLES[name]}", fontsize=8, loc="left")
+            for arm, colour in _coloured(study):
+                mine = [row for row in rows if row["family"] == family and row["arm"] == arm]
+                steps = "evaluated" if name == "accuracy" else "step"
+                _lines(place, [(row["curves"][steps], row["curves"].get(name)) for row in mine], colour)
+    _legend(figure, study, rows)
+    return _svg(figure, study)
+
+
+def _depth(study: Study, rows: Rows) -> str:
+    families = _families(rows)
+    figure, axes = _axes(1, len(families))
+    for place, family in zip(axes[0], families, strict=True):
+        place.set_title(f"{family}: teacher − student, going on from a cut response", fontsize=8, loc="left")
+        place.axhline(0, color="#d8dee4", zorder=0)
+        for arm, colour in _coloured(study):
+            mine = [row for row in rows if row["family"] == family and row["arm"] == arm]
+            _lines(place, [(row["curves"]["depth"], row["curves"]["advantage"]) for row in mine], colour)
+        place.set_xlabel("share of the response that was kept", fontsize=8)
+    _legend(figure, study, rows)
+    return _svg(figure, study)
+
+
+def _heat(study: Study, rows: Rows) -> str:
+    """Entropy of both models by position (upwards) and step, mean over bases."""
+    arms = [arm for arm in study.heat if any(row["arm"] == arm for row in rows)]
+    figure, axes = _axes(len(arms), 2)
+    for line, arm in zip(axes, arms, strict=True):
+        mine = [row for row in rows if row["arm"] == arm]
+        for place, who in zip(line, ("student", "teacher"), strict=True):
+            table = _mean_table([row["curves"][f"entropy_{who}_by_position"] for row in mine])
+            first = mine[0]["curves"]
+            image = place.pcolormesh(
+                first["step"],
+                first["position"],
+                list(zip(*table, strict=True)),
+                shading="nearest",
+                cmap="viridis",
+            )
+            figure.colorbar(image, ax=place)
+            place.set_title(f"{arm}: {who}'s entropy, nats", fontsize=8, loc="left")
+            place.set_xlabel("step", fontsize=8)
+            place.set_ylabel("token of the response", fontsize=8)
+    return _svg(figure, study)
+
+
+def _mean_table(tables: Sequence[Sequence[Sequence[float | None]]]) -> list[list[float]]:
+    """Cell by cell over those that were reached; nan where nobody was."""
+    whole = []
+    for parts in zip(*tables, strict=True):
+        width = max(len(part) for part in parts)
+        cells = [[part[i] for part in parts if i < len(part) and part[i] is not None] for i in range(width)]
+        whole.append([statistics.fmean(c) if c else float("nan") for c in cells])  # type: ignore[type-var]
+    width = max(len(line) for line in whole)
+    return [line + [float("nan")] * (width - len(line)) for line in whole]
+
+
+def _dots(study: Study, rows: Rows) -> str:
+    names = ("sequence_reward_auroc", "gradient_cosine_within", "gradient_growth_within")
+    families = _families(rows)
+    figure, axes = _axes(len(families), len(names))
+    for line, family in zip(axes, families, strict=True):
+        for place, name in zip(line, names, strict=True):
+            place.set_title(f"{family}: {TITLES[name]}", fontsize=8, loc="left")
+            arms = [arm.name for arm in study.arms]
+            place.set_yticks(range(len(arms)), arms, fontsize=7)
+            place.invert_yaxis()
+            for i, (arm, colour) in enumerate(_coloured(study)):
+                values = [
+                    r[name] for r in rows if r["family"] == family and r["arm"] == arm and r[name] is not None
+                ]
+                place.plot(values, [i] * len(values), "o", ms=3, color=colour, alpha=0.5)
+                if (mean := estimate(values)) is not None:
+                    place.plot([mean.low, mean.high], [i, i], color=colour)
+    return _svg(figure, study)
+
+
+# --- how it is drawn ------------------------------------------------------------------------------------------
+
+
+def _families(rows: Rows) -> list[str]:
+    return sorted({row["family"] for row in rows})
+
+
+def _coloured(study: Study) -> list[tuple[str, str]]:
+    return [(arm.name, COLOURS[i % len(COLOURS)]) for i, arm in enumerate(study.arms)]
+
+
+def _lines(place: Any, curves: Sequence[tuple[Sequence[float], Sequence[float] | None]], colour: str) -> None:
+    """Every base thin; their mean thick where all have the same steps."""
+    known = [(x, y) for x, y in curves if y is not None]
+    for x, y in known:
+        place.plot(x, y, color=colour, lw=0.6, alpha=0.35)
+    if known and all(list(x) == list(known[0][0]) for x, _ in known):
+        mean = [statistics.fmean(values) for values in zip(*(y for _, y in known), strict=True)]
+        place.plot(known[0][0], mean, color=colour, lw=1.8)
+
+
+def _axes(lines: int, columns: int) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("figures take matplotlib", hint="pip install 'opdkit[study]'") from error
+    figure = Figure(figsize=(2.7 * max(columns, 2), 2.2 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for place in axes.flat:
+        place.tick_params(labelsize=7)
+        place.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(figure: Any, study: Study, rows: Rows) -> None:
+    from matplotlib.lines import Line2D
+
+    ran = {row["arm"] for row in rows}
+    handles = [
+        Line2D([], [], color=colour, lw=1.8, label=arm) for arm, colour in _coloured(study) if arm in ran
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8, frameon=False
+    )
+
+
+def _svg(figure: Any, study: Study) -> str:
+    """The same bytes for the same table: no date, ids from a fixed salt."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": study.name, "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Title": study.question})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
