@@ -31,7 +31,10 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="Tables, and runs in runs
 def run_study(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Which; all.")] = None,
     scale: Annotated[
-        str, typer.Option(help="quick: one base a family, 30 steps; full: five bases, 100 steps.")
+        str,
+        typer.Option(
+            help="quick: one base a family, 30 steps; full: five bases, 100 steps; real: SmolLM2-135M; gpu: the paper's models."
+        ),
     ] = "quick",
     family: Annotated[list[str] | None, typer.Option(help="Only this family; may come again.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only this base; may come again.")] = None,
@@ -40,6 +43,10 @@ def run_study(
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Models of the testbed.")] = Path(
         ".cache/testbed"
     ),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="real, gpu: laid over every arm; may come again."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run the arms that are missing on every base, then tell the tables and what came of the expectations."""
@@ -54,6 +61,7 @@ def run_study(
             jobs=jobs,
             out=out,
             cache=cache,
+            changes=changes or (),
             quiet=as_json,
         )
     print(json.dumps(told.data) if as_json else told.text)

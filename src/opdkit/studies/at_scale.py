@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opdkit.config import Config, load_config
@@ -155,19 +155,22 @@ CONFIGS = Path("configs/paper")
 """Where the files are in a clone of the repository; an installed package has none."""
 
 
-def config_at_scale(question: str, arm: str, *, folder: Path, run: Path) -> Config:
-    """The run of an arm, of the files in `folder`, into `run`. One with a `coldstart` table is of `opd coldstart`.
+def config_at_scale(
+    question: str, arm: str, *, folder: Path, run: Path, changes: Sequence[str] = ()
+) -> Config:
+    """The run of an arm, of the files in `folder`, into `run`; `changes` as typed, laid over it. One with a `coldstart` table is
+    of `opd coldstart`.
 
     Raises UserError for a question or an arm that is none, and where `folder` does not have the file.
     """
-    stem, *changes = _arm(question, arm)
+    stem, *own = _arm(question, arm)
     path = folder / f"{stem}.toml"
     if not path.is_file():
-        where = " ".join(_typed([CONFIGS / f"{stem}.toml", *changes, f"run={run}"]))
+        where = " ".join(_typed([CONFIGS / f"{stem}.toml", *own, f"run={run}"]))
         raise UserError(
             f"{folder} has no {path.name}", hint=f"in a clone of the repository: opd train {where}"
         )
-    return load_config(path, [*changes, f"run={run}"])
+    return load_config(path, [*own, f"run={run}", *changes])
 
 
 def command_at_scale(question: str, arm: str, *, folder: Path, run: Path) -> str:

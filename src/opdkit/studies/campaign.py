@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ from opdkit.studies.testbed import READINGS, Workshop, finish
 from opdkit.train import Silent
 
 Say = Callable[[str], None]
+SIGNALLED = (130, 143)
+"""Exit codes of a run that a signal stopped."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,15 @@ def campaign(
 ) -> None:
     """Run what is missing. Tables are written here alone, a row at a time.
 
-    Raises the first failure, after every arm that does not depend on it was run.
+    Raises the first failure, after all arms that did not fail; SystemExit at once after a signal, with runs saved.
     """
     todo = tasks(studies, scale)
     out.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(todo, jobs, say)
+    clock = _Clock(todo, say)
     failed: list[BaseException] = []
     for task, ended in _worked(todo, out=out, cache=cache, jobs=jobs):
+        if isinstance(ended, SystemExit) and ended.code in SIGNALLED:
+            raise ended
         if isinstance(ended, BaseException):
             failed.append(ended)
             say(f"{_name(task)}: {type(ended).__name__}: {ended}")
@@ -104,7 +111,7 @@ def _worked(
             yield task, _work_safely(task, out, cache)
         return
     waiting, running = list(todo), dict[Future[Row | BaseException], Task]()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _stopping(), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         while waiting or running:
             busy = {task.base for task in running.values()}
             for task in _ready(waiting, busy, jobs - len(running)):
@@ -114,6 +121,25 @@ def _worked(
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 yield running.pop(future), future.result()
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """A SIGTERM for this process is one for its workers, which save their runs and end; it then ends as well."""
+
+    def stop(*_: object) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ready(waiting: Sequence[Task], busy: set[tuple[str, int]], free: int) -> list[Task]:
@@ -205,8 +231,8 @@ def config_key(config: Config, arm: Arm | None) -> str:
 class _Clock:
     """Says what came, and how long the rest will take: by what the arms so far took, per step."""
 
-    def __init__(self, todo: Sequence[Task], jobs: int, say: Say):
-        self.jobs, self.say, self.count, self.ended = jobs, say, len(todo), 0
+    def __init__(self, todo: Sequence[Task], say: Say):
+        self.say, self.count, self.ended = say, len(todo), 0
         self.left, self.weight = sum(task.weight for task in todo), 0.0
         self.began = time.perf_counter()
 

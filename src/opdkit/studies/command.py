@@ -13,9 +13,10 @@ from opdkit.config import Config
 from opdkit.studies.campaign import campaign
 from opdkit.studies.demo import run_demo
 from opdkit.studies.estimate import Rows
+from opdkit.studies.from_configs import run_from_configs
 from opdkit.studies.pages import front_lines, lines, write_pages
 from opdkit.studies.pairs import pair_lines, run_pair
-from opdkit.studies.progress import StoryBar
+from opdkit.studies.progress import SilentShow, StoryBar
 from opdkit.studies.questions import STUDIES
 from opdkit.studies.recipes import BODIES, FAMILIES, PAIRS, Family, family
 from opdkit.studies.study import SCALES, Scale, Study
@@ -24,6 +25,9 @@ from opdkit.studies.tell import demo_data, demo_lines
 from opdkit.studies.testbed import Made, Workshop, model_lines
 from opdkit.train import Silent, Talk
 from opdkit.types import UserError
+
+OF_CONFIGS = ("real", "gpu")
+"""Scales whose arms are configuration files."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,34 @@ def run_studies(
     jobs: int,
     out: Path,
     cache: Path,
+    changes: Sequence[str],
     quiet: bool,
 ) -> Told:
-    """Run what is missing, in several processes if asked, and tell. Raises UserError for names that are none."""
-    chosen, size = _chosen(names), _scale(scale)
-    for name in families or ():
-        known(name, FAMILIES, what="family", option="--family")
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs} runs nothing", hint="--jobs 1")
-    size = replace(size, families=tuple(families or size.families), seeds=tuple(seeds or size.seeds))
+    """Run what is missing, in several processes if asked, and tell. Raises UserError for names that are none.
+
+    `changes` (key=value) are laid over every arm of the scales that are made of configuration files.
+    """
 
     def say(text: str) -> None:
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
+    chosen = _chosen(names)
+    if scale in OF_CONFIGS:
+        run_from_configs(
+            chosen, scale=scale, out=out, changes=changes, show=SilentShow if quiet else StoryBar, say=say
+        )
+        return _told([(study, rows) for study in chosen if (rows := rows_in(study, out))])
+    size = _scale(scale)
+    if changes:
+        raise UserError(
+            f"--set changes configuration files, and --scale {scale} has none", hint="--scale gpu"
+        )
+    for name in families or ():
+        known(name, FAMILIES, what="family", option="--family")
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs} runs nothing", hint="--jobs 1")
+    size = replace(size, families=tuple(families or size.families), seeds=tuple(seeds or size.seeds))
     campaign(chosen, size, out=out, cache=cache, jobs=jobs, say=say)
     return _told([(study, rows_in(study, out)) for study in chosen])
 
@@ -117,7 +135,7 @@ def _chosen(names: Sequence[str]) -> list[Study]:
 
 def _scale(name: str) -> Scale:
     if name not in SCALES:
-        raise UserError(f"there is no scale {name!r}", hint=f"--scale {' | '.join(SCALES)}")
+        raise UserError(f"there is no scale {name!r}", hint=f"--scale {' | '.join((*SCALES, *OF_CONFIGS))}")
     return SCALES[name]
 
 

@@ -16,7 +16,7 @@ from opdkit.run.disk import write_atomic
 from opdkit.studies.blocks import with_blocks
 from opdkit.studies.estimate import Rows, estimate
 from opdkit.studies.figures import figures
-from opdkit.studies.study import REAL, Decision, Expectation, Study, decisions, outcome, reproduced
+from opdkit.studies.study import PAPER, REAL, Decision, Expectation, Study, decisions, outcome, reproduced
 from opdkit.studies.tables import table_of, widest
 from opdkit.studies.testbed import table
 
@@ -82,7 +82,7 @@ def lines(study: Study, rows: Rows) -> Iterator[str]:
 
 def came(study: Study, rows: Rows) -> Iterator[str]:
     seen = widest(rows)
-    families = sorted({row["family"] for row in seen})
+    families = sorted({row["family"] for row in seen} - {PAPER})
     found = decisions(study, seen)
     head = ["expected before the runs", *families, "verdict"]
     body = []
@@ -142,10 +142,10 @@ def _scores(study: Study, rows: Rows) -> Iterator[str]:
     ]
     body = []
     for family in sorted({row["family"] for row in rows}):
-        for arm in study.arms:
-            mine = [r for r in rows if r["family"] == family and r["arm"] == arm.name and "after" in r]
-            if mine:
-                body.append([family, arm.name, str(len(mine)), *_numbers(mine)])
+        here = [row for row in rows if row["family"] == family and "after" in row]
+        for arm in dict.fromkeys(row["arm"] for row in here):
+            mine = [row for row in here if row["arm"] == arm]
+            body.append([family, arm, str(len(mine)), *_numbers(mine)])
     if body:
         yield from table(head, body)
 

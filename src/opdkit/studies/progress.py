@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from opdkit.config import Config
+from opdkit.train import Silent
 from opdkit.train.bar import Bar
 
 
@@ -35,6 +36,23 @@ class StoryBar:
     def evaluation(self, row: dict[str, Any]) -> None:
         if row["graded"]:
             self._bar.say(f"{self.title}: accuracy {row['avg_at_k']:.3f} after step {row['step']}")
+
+    def progress(self, what: str, done: int, count: int) -> None:
+        if done >= count:
+            self.note(f"{what}: {count}")
+
+    def probed(self, row: dict[str, Any]) -> None:
+        self.note(f"probe after step {row['step']}: overlap {row['overlap_ratio']:.3f}")
+
+
+class SilentShow(Silent):
+    """Nowhere, of a cold start too."""
+
+    def __init__(self, config: Config):
+        del config
+
+    def progress(self, what: str, done: int, count: int) -> None: ...
+    def probed(self, row: dict[str, Any]) -> None: ...
 
 
 def _numbers(row: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
 
 def _ends(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """`NAME_first`, `NAME_last`: means over the first and the last steps, and `NAME_most` over any as many in a row."""
-    found = {}
+    found: dict[str, float] = {}
     for name in CURVES:
         values = [row[name] for row in metrics if row.get(name) is not None]
         if values:

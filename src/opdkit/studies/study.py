@@ -122,12 +122,12 @@ SCALES: Mapping[str, Scale] = {
 }
 
 
-REAL = "smollm2"
-"""The family of rows that come from the real small model; its arms are few, and testbed verdicts do without it."""
+REAL, PAPER = "smollm2", "paper"
+"""Families of rows that come from the small real model and from the paper's own; testbed verdicts do without them."""
 
 
-def testbed(rows: Rows) -> Rows:
-    return [row for row in rows if row["family"] != REAL]
+def of_testbed(rows: Rows) -> Rows:
+    return [row for row in rows if row["family"] not in (REAL, PAPER)]
 
 
 def decisions(study: Study, rows: Rows) -> dict[str, dict[str, Decision]]:
@@ -136,7 +136,7 @@ def decisions(study: Study, rows: Rows) -> dict[str, dict[str, Decision]]:
     return {
         e.name: {
             **{name: e.decide([row for row in rows if row["family"] == name]) for name in families},
-            "all": e.decide(testbed(rows)),
+            "all": e.decide(of_testbed(rows)),
         }
         for e in study.expected
     }
@@ -150,7 +150,7 @@ def outcome(study: Study, rows: Rows, family: str) -> Outcome:
 
 def reproduced(study: Study, rows: Rows) -> Outcome:
     """Over the testbed's families: a claim counts as reproduced in small only if it holds in all that were run."""
-    found = {outcome(study, rows, family) for family in {row["family"] for row in testbed(rows)}} - {
+    found = {outcome(study, rows, family) for family in {row["family"] for row in of_testbed(rows)}} - {
         "not run"
     }
     if len(found) <= 1:

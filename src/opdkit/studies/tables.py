@@ -13,7 +13,7 @@ from typing import Any
 
 from opdkit.run.disk import write_atomic
 from opdkit.studies.estimate import Row, Rows
-from opdkit.studies.study import REAL, SCALES, Decision, Study, decisions, outcome, reproduced
+from opdkit.studies.study import PAPER, REAL, SCALES, Decision, Study, decisions, outcome, reproduced
 
 
 def table_of(study: Study, out: Path) -> Path:
@@ -32,8 +32,10 @@ def keep(study: Study, row: Row, out: Path) -> None:
     """Put a row in its place, instead of what was there."""
     others = [old for old in rows_in(study, out) if place(old) != place(row)]
     order = {arm.name: i for i, arm in enumerate(study.arms)}
-    known = [old for old in others if old["arm"] in order]
-    rows = sorted([*known, row], key=lambda r: (r["scale"], r["family"], r["seed"], order[r["arm"]]))
+    known = [old for old in others if old["arm"] in order or old["family"] == PAPER]
+    rows = sorted(
+        [*known, row], key=lambda r: (r["scale"], r["family"], r["seed"], order.get(r["arm"], len(order)))
+    )
     write_atomic(table_of(study, out), data=_text(told(study, rows)).encode())
 
 
@@ -42,9 +44,9 @@ def place(row: Row) -> tuple[str, str, int, str]:
 
 
 def widest(rows: Rows) -> Rows:
-    """The rows of the largest scale that has any, and those of the real model."""
-    real = [row for row in rows if row["family"] == REAL]
-    for scale in reversed(SCALES):
+    """The rows of the testbed's largest scale that has any, and those of real models."""
+    real = [row for row in rows if row["family"] in (REAL, PAPER)]
+    for scale in reversed(list(SCALES)):
         if some := [row for row in rows if row["scale"] == scale]:
             return [*some, *real]
     return real
