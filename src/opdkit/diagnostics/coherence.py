@@ -25,14 +25,16 @@ Letters: N vectors, T positions of one response, D parameters, or the dimensions
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 KINDS = ("ratio", "growth", "cosine")
+COLUMNS = 8192
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,34 @@ def coherence(vectors: Float[Tensor, "N D"]) -> Coherence:
     >>> coherence(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
     Coherence(ratio=0.7142857142857143, growth=1.0, cosine=0.0, lengths=7.0, count=2, directed=2)
     """
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    squares = vectors.new_zeros(len(vectors), dtype=torch.float64)
+    for block in _blocks(vectors):
+        squares += block.square().sum(-1)
+    lengths = squares.sqrt()
     directed = lengths > 0.0
-    nothing = Coherence(None, None, None, float(lengths.sum()), len(vectors), int(directed.sum()))
-    if not directed.any():
-        return nothing
-    whole = torch.linalg.vector_norm(vectors.sum(0, dtype=torch.float64))
-    return replace(
-        nothing,
-        ratio=float(whole / lengths.sum()),
-        growth=float(whole / torch.linalg.vector_norm(lengths)),
-        cosine=_mean_cosine(vectors[directed], lengths[directed]),
+    n, total = int(directed.sum()), float(lengths.sum())
+    if n == 0:
+        return Coherence(None, None, None, total, len(vectors), 0)
+    whole = _combined(vectors, torch.ones_like(lengths))
+    units = _combined(vectors, torch.where(directed, 1.0 / lengths, 0.0))
+    return Coherence(
+        ratio=math.sqrt(whole) / total,
+        growth=math.sqrt(whole / float(squares.sum())),
+        cosine=None if n == 1 else (units - n) / (n * (n - 1)),
+        lengths=total,
+        count=len(vectors),
+        directed=n,
     )
 
 
-def _mean_cosine(vectors: Float[Tensor, "N D"], lengths: Float[Tensor, " N"]) -> float | None:
-    """Over pairs of different vectors, without making N² of them."""
-    n = len(vectors)
-    if n < 2:
-        return None
-    whole = (vectors / lengths[:, None]).sum(0, dtype=torch.float64)
-    return float((whole @ whole - n) / (n * (n - 1)))
+def _combined(vectors: Float[Tensor, "N D"], weights: Float[Tensor, " N"]) -> float:
+    """‖Σ w v‖²."""
+    return sum(float((weights @ block).square().sum()) for block in _blocks(vectors))
+
+
+def _blocks(vectors: Float[Tensor, "N D"]) -> Iterator[Float[Tensor, "N d"]]:
+    """Some columns at a time in float64: a wide copy of millions of columns costs more than the sums."""
+    return (block.double() for block in vectors.split(COLUMNS, dim=-1))
 
 
 def within(said: Iterable[Coherence]) -> dict[str, tuple[float, int]]:

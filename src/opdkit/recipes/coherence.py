@@ -85,6 +85,15 @@ def bounded_dimensions(student: LoadedModel, rollouts: Sequence[Rollout]) -> int
     return None if weights * (4 * longest + 8 * len(rollouts)) <= EXACT_BYTES else DIMENSIONS
 
 
+def refuse_others(spec: ObjectiveConfig) -> None:
+    """UserError for an objective that asks a model beside student and teacher."""
+    if spec.others:
+        raise UserError(
+            f"the objective asks {', '.join(spec.others)} as well, and gradients are compared for one teacher",
+            hint='objective.target="teacher" objective.anchor=0',
+        )
+
+
 # --- gradients ------------------------------------------------------------------------------------------------
 
 
@@ -96,11 +105,7 @@ def scored(
     temperatures: tuple[float, float],
 ) -> tuple[Batch, dict[str, Head]]:
     """The rollouts as a step's batch, with what the teacher says of them and its head. Both models are only read."""
-    if objective.spec.others:
-        raise UserError(
-            f"the objective asks {', '.join(objective.spec.others)} as well, and gradients are compared for one teacher",
-            hint='objective.target="teacher" objective.anchor=0',
-        )
+    refuse_others(objective.spec)
     ours, theirs = objective.early_needs
     drawn = [replace(r, temperature=temperatures[0]) for r in rollouts]
     if ours != Needs():
