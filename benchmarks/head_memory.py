@@ -85,7 +85,7 @@ class Stage:
         objective = Objective(ObjectiveConfig(preset=preset))
         positions, models = len(self.hidden), ("teacher", *objective.spec.others)
         student = Student(_loaded(self.head))
-        student._packed_hidden = lambda micro: self.hidden  # the body is not what is measured here
+        student.states = lambda micro: self.hidden  # the body is not what is measured here
         micro = MicroBatch(
             input_ids=torch.zeros(1, positions, dtype=torch.long),
             gather=torch.arange(positions),

@@ -348,6 +348,28 @@ def test_diagnose_says_of_saved_rollouts_what_check_said_of_its_own(
         assert low - spread <= seen[name]["value"] <= high + spread, name
 
 
+def test_gradients_are_in_the_document_and_change_no_verdict(here: Path, run_opd: Run) -> None:
+    run_opd(
+        "eval", str(SHIPPED / "student"), "--task", str(TESTBED), "--out", "shown.jsonl", "task.eval_size=24"
+    )
+    words = ("diagnose", str(TESTBED), "--rollouts", "shown.jsonl")
+    plain = _told(run_opd(*words, "--json"))
+    told = _told(run_opd(*words, "--gradients", "8", "--json"))
+    names = {name for name in told["metrics"] if name.startswith("gradient_")}
+    kinds = ("ratio", "growth", "cosine")
+    assert names == {f"gradient_{k}_{w}" for k in kinds for w in ("within", "between")} | {
+        "gradient_norm_position"
+    }
+    assert told["metrics"]["gradient_ratio_within"]["count"] == 8 and told["verdict"] == plain["verdict"]
+    assert {n: m for n, m in told["metrics"].items() if n not in names} == plain["metrics"]
+    shown = run_opd(*words, "--gradients", "8")
+    assert "gradient_growth_within" in shown.out and "gradients of" in shown.err
+    both = run_opd(*words, "--gradients", "8", "--depth", "maps")
+    assert both.code == 2 and "--depth draws maps" in both.error
+    third = run_opd(*words, "--gradients", "8", "objective.target=extrapolated", "objective.support=full")
+    assert third.code == 2 and "reference as well" in third.error
+
+
 def test_a_stopped_reading_goes_on(here: Path, run_opd: Run) -> None:
     run_opd(
         "eval", str(SHIPPED / "student"), "--task", str(TESTBED), "--out", "shown.jsonl", "task.eval_size=70"

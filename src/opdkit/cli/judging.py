@@ -10,6 +10,7 @@ import typer
 
 from opdkit.cli.checking import Json, Overrides, Prompts, Student, arguments, pair, source_of
 from opdkit.cli.errors import going_on
+from opdkit.types import UserError
 
 Pair = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A TOML file.")]
 
@@ -106,6 +107,14 @@ def diagnose(
         Path | None,
         typer.Option(metavar="FILE", help="Pieces read so far: a stopped reading goes on from it."),
     ] = None,
+    gradients: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also the gradient of every position of the first N rollouts: do they add up or cancel?",
+        ),
+    ] = 0,
     depth: Annotated[
         Path | None,
         typer.Option(
@@ -139,6 +148,10 @@ def diagnose(
     from opdkit.recipes.document import lines
 
     printer = Printer(quiet=as_json)
+    if depth is not None and gradients:
+        raise UserError(
+            "--depth draws maps, and --gradients is part of a verdict", hint="one after the other"
+        )
     if depth is not None:
         from opdkit.cli.deep import show_depth
 
@@ -157,7 +170,14 @@ def diagnose(
     source = source_of(path, changes, student=student, teacher=teacher, prompts=None if path else rollouts)
     with going_on():
         told = look(
-            resolved, rollouts, layout=layout, limit=limit, keep=keep, source=source, say=printer.note
+            resolved,
+            rollouts,
+            layout=layout,
+            limit=limit,
+            keep=keep,
+            source=source,
+            say=printer.note,
+            gradients=gradients,
         )
     if out is not None:
         out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """What goes on between student and teacher: the paper's quantities per position, per bin, per sequence."""
 
 from opdkit.diagnostics.alignment import Measures, measure, measure_alone, overlap_chance
+from opdkit.diagnostics.coherence import Coherence, coherence, gradient_coherence
 from opdkit.diagnostics.conditions import CONDITIONS, Condition
 from opdkit.diagnostics.depth import trusted_depth
 from opdkit.diagnostics.extremes import Extreme, Extremes, extremes, merge
@@ -29,6 +30,7 @@ from opdkit.diagnostics.teachable import REACH, success_slope, teachable
 __all__ = [
     "CONDITIONS",
     "REACH",
+    "Coherence",
     "Condition",
     "Extreme",
     "Extremes",
@@ -39,10 +41,12 @@ __all__ = [
     "by_position",
     "by_sequence",
     "by_teacher",
+    "coherence",
     "concatenate",
     "derived",
     "extremes",
     "gap_recovery",
+    "gradient_coherence",
     "measure",
     "measure_alone",
     "merge",

@@ -109,7 +109,16 @@ class Student(nn.Module):
         heads: Mapping[str, Head] | None = None,
     ) -> tuple[Tensor, Notes]:
         """`heads`: of the models whose hidden states came with the micro-batch, by their names there."""
-        hidden = self._packed_hidden(micro)
+        return self.loss(self.states(micro), micro, objective, heads)
+
+    def loss(
+        self,
+        hidden: Tensor,
+        micro: MicroBatch,
+        objective: Objective | Likelihood,
+        heads: Mapping[str, Head] | None = None,
+    ) -> tuple[Tensor, Notes]:
+        """The second half of `forward`: from the states at the packed positions on."""
         notes = Notes()
         if isinstance(objective, Likelihood):
             return self._alone(hidden, micro, objective, notes), notes
@@ -124,7 +133,7 @@ class Student(nn.Module):
             return frozenset()
         return ways_of(self.loaded.body, vocabulary=self.head.rows, device=self.loaded.device)
 
-    def _packed_hidden(self, micro: MicroBatch) -> Tensor:
+    def states(self, micro: MicroBatch) -> Tensor:
         """[N, D]: the states that predict the response tokens."""
         with self._autocast(micro.input_ids.device):
             packed = packed_states(self.model.base_model, micro)
@@ -157,7 +166,7 @@ class Student(nn.Module):
             p = objective.seen(student)
             seen = {name: objective.seen(dist) for name, dist in models.items()}
             q, taken = seen["teacher"], sampled_ids if p.sampled_ids is None else p.sampled_ids
-            support = objective.support(p, q, sampled_ids=taken, given=_cut(micro.support, part))
+            support = objective.support(p, q, sampled_ids=taken, given=support_at(micro.support, part))
             loss = _weighted(objective.local(p, q, support, seen), micro.weight[part])
             if micro.advantage is not None:
                 loss = loss + pushed(p, micro.advantage[part]).sum()
@@ -198,7 +207,7 @@ class Student(nn.Module):
                 teacher = ColumnDist(teacher_head.columns(scores.hidden[part], ids[part]), ids=ids[part])
             else:
                 teacher = teacher_dist(scores, None, part=part, sampled_ids=micro.sampled_ids[part])
-            given = _cut(micro.support, part)
+            given = support_at(micro.support, part)
             assert given is not None
             support = objective.support(student, teacher, sampled_ids=micro.sampled_ids[part], given=given)
             return _weighted(objective.local(student, teacher, support), micro.weight[part])
@@ -381,7 +390,8 @@ def _weighted(loss: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight != 0, loss * weight.to(loss.dtype), 0.0).sum()
 
 
-def _cut(support: Support | None, part: slice) -> Support | None:
+def support_at(support: Support | None, part: slice) -> Support | None:
+    """The support of some of the packed positions."""
     if support is None or support.ids is None or support.keep is None:
         return support
     return Support(

@@ -30,9 +30,10 @@ from opdkit.models.load import (
 )
 from opdkit.models.load import open_config as read_config
 from opdkit.models.pair import Reader
+from opdkit.recipes.coherence import bounded_dimensions, coherence, refuse_others
 from opdkit.recipes.document import Opinion, document
 from opdkit.recipes.preflight import Say, remedies
-from opdkit.recipes.probe import Piece, numbers, read
+from opdkit.recipes.probe import Number, Piece, numbers, read
 from opdkit.run.disk import append_line
 from opdkit.run.rows import read_rows, to_json
 from opdkit.tasks import encode
@@ -44,18 +45,30 @@ PIECE = 32
 
 
 def diagnose(
-    config: Config, path: Path, *, layout: str, limit: int | None, keep: Path | None, source: str, say: Say
+    config: Config,
+    path: Path,
+    *,
+    layout: str,
+    limit: int | None,
+    keep: Path | None,
+    source: str,
+    say: Say,
+    gradients: int = 0,
 ) -> dict[str, Any]:
     """The document of the rollouts in `path` under `config.student` and `config.teacher`.
 
     `keep`: a JSONL file of pieces read so far; the same reading begun again goes on behind them. `limit`: at most so
-    many rollouts. UserError for a file that cannot be read and for models that do not share their ids.
+    many rollouts. `gradients`: of the first so many, the gradient of every position as well.
+
+    UserError for a file that cannot be read and for models that do not share their ids.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     began = time.perf_counter()
     teacher = config.teacher
     assert teacher is not None and teacher.type == "local"
+    if gradients:
+        refuse_others(config.objective)
     left_out: list[str] = []
     first = next(
         iter(read_rollouts(path, layout=layout))
@@ -91,6 +104,8 @@ def diagnose(
             f"no rollout of {path} could be read by both models", hint="are they of this student?"
         )
     metrics = numbers(piece, vocabulary=rows, seed=config.seed)
+    if gradients:
+        metrics |= _gradients(config, path, ours, theirs, layout=layout, count=gradients, say=say)
     verdict, findings = judge(
         {n: Value(m.value, m.low, m.high) for n, m in metrics.items()},
         remedies=remedies(config, source=source),
@@ -107,6 +122,28 @@ def diagnose(
             "seconds_expected": None,
             "seconds": time.perf_counter() - began,
         },
+    )
+
+
+def _gradients(
+    config: Config, path: Path, student: Reader, teacher: Reader, *, layout: str, count: int, say: Say
+) -> dict[str, Number]:
+    """Of the first `count` rollouts of the file, whatever was read before a stop."""
+    room = min(student.loaded.max_length, teacher.loaded.max_length)
+    said = list(islice(read_rollouts(path, layout=layout, left_out=[]), count))
+    rollouts = rollouts_of(said, student.loaded, config, room=room)
+    dimensions = bounded_dimensions(student.loaded, rollouts)
+    sketched = "" if dimensions is None else f", sketched to {dimensions} numbers each"
+    say(f"gradients of {sum(r.length for r in rollouts)} positions{sketched}")
+    return coherence(
+        student.loaded,
+        teacher.loaded,
+        rollouts,
+        objective=config.objective,
+        temperature=student.temperature,
+        teacher_temperature=teacher.temperature,
+        dimensions=dimensions,
+        seed=config.seed,
     )
 
 

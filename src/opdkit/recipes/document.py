@@ -36,6 +36,13 @@ SHOWN = (
     "response_length",
     "truncated_fraction",
     "repetition_fraction",
+    "gradient_growth_within",
+    "gradient_cosine_within",
+    "gradient_ratio_within",
+    "gradient_growth_between",
+    "gradient_cosine_between",
+    "gradient_ratio_between",
+    "gradient_norm_position",
 )
 """What a terminal shows, in this order; the document holds everything."""
 

@@ -170,7 +170,7 @@ def _first_token(seen: Reading) -> Measures:
 def numbers(piece: Piece, *, vocabulary: int, seed: int = 0) -> dict[str, Number]:
     """Every metric of the probe. Means are over positions; of what concerns whole responses, over rollouts."""
     rows = piece.rows
-    means = _Means([row.prompt for row in rows], seed=seed)
+    means = Means([row.prompt for row in rows], seed=seed)
     names = sorted({name for row in rows for name in row.sums})
     found = {name: means.of([row.sums.get(name, (0.0, 0.0)) for row in rows]) for name in names}
     for name, values in _of_responses(rows).items():
@@ -192,7 +192,7 @@ def _of_responses(rows: Sequence[Row]) -> dict[str, list[float | None]]:
     }
 
 
-class _Means:
+class Means:
     """Means of sums and counts, with intervals from prompts drawn with replacement, the same draws for all."""
 
     def __init__(self, prompts: Sequence[str], *, seed: int):
