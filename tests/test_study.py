@@ -68,10 +68,17 @@ def test_the_interval_holds_the_mean_and_moves_with_the_numbers(values: list[flo
 
 def test_the_interval_is_that_of_all_resamples() -> None:
     values = [0.1, 0.4, 0.9]
-    every = [np.mean([a, b, c]) for a in values for b in values for c in values]
+    every = [
+        np.mean([a, b, c]) for a in values for b in values for c in values
+    ]  # 1 of 27 is over 2.5 %: the ends
     found = estimate(values)
     assert found is not None
-    assert np.allclose([found.low, found.high], np.quantile(every, [0.025, 0.975]), atol=0.04)
+    assert np.allclose([found.low, found.high], [min(every), max(every)])
+    wide = estimate([*values, *values])
+    many = [np.mean(pick) for pick in np.random.default_rng(1).choice([*values, *values], (20_000, 6))]
+    assert wide is not None and np.allclose(
+        [wide.low, wide.high], np.quantile(many, [0.025, 0.975]), atol=0.02
+    )
     assert estimate([]) is None and estimate(values) == found
 
 
@@ -341,7 +348,7 @@ def test_rows_of_other_scales_stay_and_the_widest_is_told(tmp_path: Path) -> Non
     assert document["scale"] == "full" and document["outcome"] == {
         "chain": "holds",
         REAL: "does not hold",
-        PAPER: "holds",
+        PAPER: "not run",  # its arms have other names
         "all": "holds",
     }
     text = "\n".join(lines(study, rows))

@@ -209,7 +209,7 @@ def configured(arm: Arm, shop: Workshop, *, scale: Scale, seed: int) -> Config:
     evaluation = {"responses": 1, "teacher": arm.teacher is not None, "every": max(1, steps // 4)}
     own = arm.over(steps)
     settings = {**usual, "steps": steps, "eval": evaluation, **own}
-    settings["task"] = {**usual["task"], **own.get("task", {})}
+    settings["task"] = {**usual.get("task", {}), **own.get("task", {})}
     more: dict[str, Any] = {"run": "run", "seed": seed, "student": str(student.path)}
     if arm.teacher is not None:
         more["teacher"] = {"model": str(shop.make(arm.teacher).path)}

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from opdkit.config import Config, LocalTeacher, as_local
+from opdkit.config import Config, LocalTeacher, ObjectiveConfig, as_local
 from opdkit.models.load import LoadedModel, open_model, pick_device
+from opdkit.models.pair import Reader
 from opdkit.models.sampler import LocalSampler
+from opdkit.recipes.coherence import coherence
 from opdkit.recipes.know import continued
+from opdkit.recipes.probe import Piece, numbers, read
 from opdkit.studies.study import Arm
 from opdkit.studies.testbed import Workshop
 from opdkit.tasks import Task, encode, load_task
@@ -16,6 +19,15 @@ from opdkit.types import Rollout
 
 CUTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 PROMPTS = 1024
+SEQUENCES, READ = 48, 64
+READ_OFF = (
+    "sequence_reward_auroc",
+    "sequence_reward",
+    "overlap_ratio",
+    "overlap_advantage",
+    "reverse_kl",
+    "accuracy",
+)
 STREAM = -7
 """The `step` of these draws."""
 
@@ -24,7 +36,7 @@ def measure(arm: Arm, config: Config, shop: Workshop) -> dict[str, Any]:
     """Numbers of the pair, its student as it began or as the run left it."""
     trained = config.run / "checkpoints" / f"step_{config.steps}" / "model"
     student = str(trained) if arm.trained else config.student.model
-    return continuation(config, student)
+    return continuation(config, student) if arm.measured == "continuation" else gradients(config, student)
 
 
 def continuation(config: Config, student: str) -> dict[str, Any]:
@@ -48,6 +60,27 @@ def continuation(config: Config, student: str) -> dict[str, Any]:
         curves[name] = [getattr(one, name) for one in found]
     numbers = {f"advantage_at_{one.depth:.0%}".removesuffix("%"): one.advantage for one in found}
     return {**numbers, "rollouts": len(rollouts), "curves": curves}
+
+
+def gradients(config: Config, student: str) -> dict[str, Any]:
+    """How gradients of positions agree, within responses and between them, and how well the sequence reward tells right from
+    wrong responses (arXiv 2604.13016, 6.2, Fig. 14): the first of the drawn responses for the former, all for the latter."""
+    with load_task(config.task) as task:
+        ours, theirs, rollouts = _drawn(config, student, task)
+    readers = Reader(ours, 1.0, ours.stop_ids), Reader(theirs, 1.0, theirs.stop_ids)
+    piece = Piece()
+    for begin in range(0, len(rollouts), READ):
+        piece += read(
+            rollouts[begin : begin + READ],
+            student=readers[0],
+            teacher=readers[1],
+            max_tokens=config.sampling.max_tokens,
+        )
+    read_off = numbers(piece, vocabulary=ours.head.rows, seed=config.seed)
+    told = {name: read_off[name].value for name in READ_OFF if name in read_off}
+    assert isinstance(config.objective, ObjectiveConfig)
+    agreeing = coherence(ours, theirs, rollouts[:SEQUENCES], objective=config.objective, seed=config.seed)
+    return {**told, **{name: number.value for name, number in agreeing.items()}, "rollouts": len(rollouts)}
 
 
 def _drawn(config: Config, student: str, task: Task) -> tuple[LoadedModel, LoadedModel, Sequence[Rollout]]:
