@@ -46,6 +46,7 @@ class Task:
     family: str
     seed: int
     scale: Scale
+    commit: str | None  # of the code that runs, which is loaded once, whatever happens to its files later
 
     @property
     def place(self) -> tuple[str, str, int, str]:
@@ -69,8 +70,9 @@ class Task:
 
 def tasks(studies: Sequence[Study], scale: Scale) -> list[Task]:
     """In the order of questions, then bases, then arms."""
+    commit = environment()["commit"]
     return [
-        Task(study, arm, name, seed, scale)
+        Task(study, arm, name, seed, scale, commit)
         for study in studies
         for seed in scale.seeds
         for name in scale.families
@@ -194,7 +196,7 @@ def work(task: Task, *, out: Path, cache: Path, kept: Row | None) -> Row:
         "seed": task.seed,
         "arm": arm.name,
         "config": key,
-        "commit": environment()["commit"],
+        "commit": task.commit,
         "wall_seconds": time.perf_counter() - began,
         "reference": shop.make("student").scores[reading]["avg_at_k"],
         **found,

@@ -34,7 +34,7 @@ TEACHERS = Path("runs/real")
 AT_REAL: Mapping[str, Mapping[str, Sequence[str]]] = {
     "dynamics": {
         "works": ("distil",),
-        "fails": ("distil", "teacher.model={real}/teacher-b/checkpoints/step_16/model"),
+        "fails": ("distil", "teacher.model={real}/teacher-b/checkpoints/step_12/model"),
     },
     "cold-start": {"direct": ("distil",), "cold start": ("coldstart",)},
 }
