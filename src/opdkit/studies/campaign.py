@@ -189,6 +189,8 @@ def work(task: Task, *, out: Path, cache: Path, kept: Row | None) -> Row:
         finish(config, talk=Silent())
     drawn = config.prompts_per_step * config.sampling.responses
     found = read_run(run, drawn=drawn) if arm.measured == "run" else measure(arm, config, shop)
+    if not task.study.curves:
+        found.pop("curves", None)
     reading = next(iter(READINGS))
     return {
         "scale": task.scale.name,
@@ -212,7 +214,8 @@ def configured(arm: Arm, shop: Workshop, *, scale: Scale, seed: int) -> Config:
     own = arm.over(steps)
     settings = {**usual, "steps": steps, "eval": evaluation, **own}
     settings["task"] = {**usual.get("task", {}), **own.get("task", {})}
-    more: dict[str, Any] = {"run": "run", "seed": seed, "student": str(student.path)}
+    # a thousand apart: no draw of one base has the seed of another base
+    more: dict[str, Any] = {"run": "run", "seed": seed + 1000 * arm.draw, "student": str(student.path)}
     if arm.teacher is not None:
         more["teacher"] = {"model": str(shop.make(arm.teacher).path)}
     return shop.config(settings, **more)

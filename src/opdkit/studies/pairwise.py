@@ -1,4 +1,5 @@
-"""What is measured on a pair, before its run or after: continuations from cut responses, and gradients by position."""
+"""What is measured on a pair, before its run or after: continuations from cut responses, gradients by position, and
+all that `opd check` says."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from opdkit.models.pair import Reader
 from opdkit.models.sampler import LocalSampler
 from opdkit.recipes.coherence import coherence
 from opdkit.recipes.know import continued
+from opdkit.recipes.preflight import check
 from opdkit.recipes.probe import Piece, numbers, read
 from opdkit.studies.study import Arm
 from opdkit.studies.testbed import Workshop
@@ -34,9 +36,26 @@ STREAM = -7
 
 def measure(arm: Arm, config: Config, shop: Workshop) -> dict[str, Any]:
     """Numbers of the pair, its student as it began or as the run left it."""
+    if arm.measured == "check":
+        return {
+            **checked(config),
+            "sizes": [shop.make(name).parameters for name in (arm.student, arm.teacher or arm.student)],
+        }
     trained = config.run / "checkpoints" / f"step_{config.steps}" / "model"
     student = str(trained) if arm.trained else config.student.model
     return continuation(config, student) if arm.measured == "continuation" else gradients(config, student)
+
+
+def checked(config: Config) -> dict[str, Any]:
+    """Every number of the document of `opd check`, without its interval, and its verdict."""
+    assert isinstance(config.teacher, LocalTeacher)
+    told = check(config, teachers=[config.teacher], source=lambda _: "pair.toml", say=lambda _: None)
+    return {
+        "verdict": told["verdict"]["name"],
+        "because": told["verdict"]["because"],
+        "rollouts": told["rollouts"],
+        "metrics": {name: number["value"] for name, number in told["metrics"].items()},
+    }
 
 
 def continuation(config: Config, student: str) -> dict[str, Any]:

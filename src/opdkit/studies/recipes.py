@@ -4,7 +4,8 @@
 `improved` finds what is right by trying: new capability in the student's own style. `bigger` comes out of the
 same pipeline, holds the facts, and scores higher. `restyled` says what is right in other words.
 `cold_started` is the student after a short imitation of `restyled`. `other_end` is `improved` but for its end
-token. The others are what single questions of the study need. Settings were found on world seeds 3 and 4
+token. The others are what single questions of the study need, the last five of them pairs only
+(`opdkit.studies.factory`). Settings were found on world seeds 3 and 4
 (docs/testbed.md); `opd study build testbed` uses others.
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from opdkit.studies.bodies import Body
 
-Source = Literal["texts", "kept", "samples"]
+Source = Literal["texts", "kept", "samples", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Recipe:
     """One model. It begins as a `body` from a seed, or as the model named `start`.
 
     What `sft` imitates: the world's `texts`; what the model `of` `kept` while it was improved, with another
-    end token; or `samples` of the model `of`.
+    end token; `samples` of the model `of`; or `mixed`, every other one of them the beginning model's own.
     """
 
     name: str
@@ -156,6 +157,8 @@ def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", se
     def narrowly(**task: Any) -> dict[str, Any]:
         return {**improve, "task": {**improve["task"], **task}}  # type: ignore[dict-item]
 
+    # errors of another kind than the student's: none in the mode, one step in twelve anywhere
+    slips = {**(dials or {}), "wrong_share": 0.0, "slip_share": 0.08}
     recipes = (
         Recipe("student", _sft(1600, 4e-3), body=small, seed=1 + 10 * seed),
         Recipe("improved", improve, start="student"),
@@ -175,6 +178,13 @@ def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", se
         Recipe("one_wording", narrowly(template=0), start="student"),
         Recipe("short_only", narrowly(lengths=(2, 3)), start="student"),
         Recipe("base", _sft(400, 4e-3), body=small, seed=1 + 10 * seed),
+        Recipe(
+            "half_improved", {**improve, "steps": 40, "improve": {"prompts": found // 4}}, start="student"
+        ),
+        Recipe("slipping", _sft(200, 1e-3, texts=10_000, warmup=10, seed=300, args=slips), start="student"),
+        Recipe("mixed", _imitation(200), start="student", source="mixed", of="restyled"),
+        Recipe("two_styles", _imitation(200), start="restyled", source="mixed", of="improved"),
+        Recipe("end_started", _imitation(60), start="student", source="samples", of="other_end"),
     )
     distill: dict[str, Any] = {
         "story": "distill",

@@ -17,7 +17,7 @@ from opdkit.studies.recipes import FAMILIES
 Verdict = Literal["holds", "does not hold", "undecided", "not run"]
 Outcome = Literal["holds", "does not hold", "partly", "undecided", "not run"]
 Settings = Mapping[str, Any]
-Measured = Literal["run", "continuation", "gradients"]
+Measured = Literal["run", "continuation", "gradients", "check"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Arm:
 
     `steps` multiplies the scale's. `world` is a variant of the chain family, in which other families have no part.
     `measured`: a run, or numbers of a pair (`opdkit.studies.pairwise`), after a run of `settings` where `trained`.
+    `draw`: which of several samplings of one and the same configuration; 0 is the one that other questions share.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Arm:
     world: str | None = None
     measured: Measured = "run"
     trained: bool = False
+    draw: int = 0
 
     def over(self, steps: int) -> Settings:
         """The settings of a run of so many steps."""
@@ -100,6 +102,8 @@ class Study:
     """Curves that are drawn, by step."""
     heat: tuple[str, ...] = ()
     """Arms whose entropy is drawn by position and step."""
+    curves: bool = True
+    """Whether rows keep their curves; of hundreds of runs of which none is drawn they would be a megabyte."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

@@ -66,6 +66,7 @@ def about(study: Study) -> dict[str, Any]:
                 "steps": arm.steps,
                 "world": arm.world,
                 "measured": arm.measured,
+                **({"draw": arm.draw} if arm.draw else {}),
                 "settings": dict(arm.over(SCALES["full"].steps)),
             }
             for arm in study.arms

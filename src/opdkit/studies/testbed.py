@@ -116,6 +116,10 @@ class Workshop:
             kept = self.out / "runs" / f"{other.name}-{other.key}" / "kept_0.jsonl"
             rows = [json.loads(line) for line in kept.read_text().splitlines()]
             rows = [{**row, "response": f"{row['response']} {self.world.ends[1]}"} for row in rows]
+        elif recipe.source == "mixed":
+            assert recipe.start is not None
+            own = self._samples(parents[recipe.start].path, recipe)
+            rows = every_other(own, self._samples(other.path, recipe))
         else:
             rows = self._samples(other.path, recipe)
         path.write_bytes(as_lines(rows))
@@ -139,6 +143,20 @@ class Workshop:
             for r in drawn
             if r.finish_reason == "stop"
         ]
+
+
+def every_other(
+    own: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of the prompts that both answered, in their order: first an own answer, then the other's, and so on.
+
+    >>> own, others = ([{"id": i, "by": who} for i in ids] for who, ids in (("own", "abc"), ("other", "bcd")))
+    >>> every_other(own, others)
+    [{'id': 'b', 'by': 'own'}, {'id': 'c', 'by': 'other'}]
+    """
+    theirs = {row["id"]: row for row in others}
+    both = [(row, theirs[row["id"]]) for row in own if row["id"] in theirs]
+    return [dict(pair[i % 2]) for i, pair in enumerate(both)]
 
 
 def finish(config: Config, *, talk: Talk) -> Path:
