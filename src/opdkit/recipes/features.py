@@ -1,7 +1,7 @@
-"""What the predictor of gap recovery reads: eight numbers of `opd check`, all known before training, each with its expected sign.
+"""What the predictor of gap recovery reads: eight numbers of `opd check`, known before training, each with its expected sign.
 
-Written down with their signs before any pair of the factory was checked or run (`opdkit.studies.factory`). No feature is about one
-kind of trouble alone, such as end tokens: of a kind of teacher that was left out, such a feature would have been a constant.
+Written down with their signs before any pair of the factory was checked or run (`opdkit.studies.factory`). No feature is about
+one kind of trouble alone, such as end tokens: of a kind of teacher that was left out, such a feature would have been a constant.
 """
 
 from __future__ import annotations
@@ -81,3 +81,12 @@ READ = tuple(feature for feature in FEATURES if not feature.rehearsed)
 """Of pairs that were not rehearsed."""
 SETS: Mapping[str, tuple[Feature, ...]] = {"rehearsed": FEATURES, "read": READ}
 """The two models that are fitted: whichever of them has all it needs foretells, in this order."""
+
+
+def features_table() -> list[str]:
+    """All features as a Markdown table."""
+    head = ["| feature | expected | made of | what it says |", "|---|---|---|---|"]
+    return head + [
+        f"| `{f.name}` | {'more' if f.sign > 0 else 'less'} is better | {', '.join(f'`{n}`' for n in f.needs)} | {f.says} |"
+        for f in FEATURES
+    ]
