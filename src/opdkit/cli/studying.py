@@ -106,3 +106,28 @@ def build_study(
             family=family, body=body, seed=seed, only=only, pairs=pairs, out=out, quiet=as_json
         )
     print(json.dumps(told.data) if as_json else told.text)
+
+
+@study.command("fit")
+def fit_study(
+    table: Annotated[
+        Path, typer.Option(metavar="FILE", help="The pair factory's table: opd study run pairs --scale full.")
+    ] = Path("runs/studies/pairs.json"),
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where predictor.json and bands.json go: what opd check reads."),
+    ] = Path("src/opdkit/recipes"),
+    final: Annotated[
+        bool,
+        typer.Option(
+            "--final",
+            help="Score on the frozen family as well, once, and ship models fitted on both families.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit the predictor of opd check on pairs that were checked and then distilled, and say what it is worth."""
+    from opdkit.studies.fitting import fit_pairs
+
+    told, text = fit_pairs(table, out=out, final=final)
+    print(json.dumps(told) if as_json else text)

@@ -98,17 +98,17 @@ def _plain(decision: Decision) -> dict[str, Any]:
 
 def _text(document: Mapping[str, Any]) -> str:
     head = {key: value for key, value in document.items() if key != "rows"}
-    start = json.dumps(_short(head), indent=1).removesuffix("\n}")
-    rows = ",\n".join(json.dumps(_short(row)) for row in document["rows"])
+    start = json.dumps(short(head), indent=1).removesuffix("\n}")
+    rows = ",\n".join(json.dumps(short(row)) for row in document["rows"])
     return f'{start},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
     """Floats to six digits: more is noise, and tables are read by people too."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {key: _short(each) for key, each in value.items()}
+        return {key: short(each) for key, each in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_short(each) for each in value]
+        return [short(each) for each in value]
     return value
