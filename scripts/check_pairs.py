@@ -25,10 +25,13 @@ import numpy as np
 from opdkit.config import Config, LocalTeacher
 from opdkit.diagnostics import gap_recovery
 from opdkit.diagnostics.verdict import rules_table
+from opdkit.recipes.features import features_table
+from opdkit.recipes.foretell import PREDICTOR, shipped
 from opdkit.recipes.predict import LEAD
 from opdkit.recipes.preflight import check
 from opdkit.run.folder import RunFolder
 from opdkit.studies.blocks import with_blocks
+from opdkit.studies.fitting import told as told_of
 from opdkit.studies.recipes import PAIRS, Family, Pair, family
 from opdkit.studies.testbed import Workshop, finish, table
 from opdkit.train import Silent
@@ -181,8 +184,20 @@ def page(told: Mapping[str, Any]) -> str:
     """docs/check.md with its blocks made anew."""
     return with_blocks(
         PAGE.read_text(),
-        {"rules": rules_table(), "pairs": list(pairs(told["rows"])), "recovered": list(recovered(told))},
+        {
+            "rules": rules_table(),
+            "pairs": list(pairs(told["rows"])),
+            "recovered": list(recovered(told)),
+            "features": features_table(),
+            "predictor": list(predicted()),
+        },
     )
+
+
+def predicted() -> Iterator[str]:
+    """What the fitted predictor is worth, of the document that is shipped."""
+    document = shipped(PREDICTOR)
+    yield from told_of(document) if document else ("Not fitted yet: ranges are those of verdicts, above.",)
 
 
 def pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import Any, Literal
 
+from opdkit.recipes.foretell import lies
 from opdkit.recipes.know import Continued
 from opdkit.recipes.probe import DEPTHS, Number, Piece, curves, positions
 from opdkit.recipes.static import Rendering
@@ -45,6 +46,8 @@ SHOWN = (
     "gradient_norm_position",
 )
 """What a terminal shows, in this order; the document holds everything."""
+SPEAKS = 0.05
+"""Of gap recovery: parts below are not worth a word."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Opinion:
     continuation: tuple[Continued, ...] = ()
     renderings: tuple[Rendering, ...] = ()
     prediction: Mapping[str, Any] | None = None
+    bands: tuple[Mapping[str, Any], ...] = ()
 
 
 def schema() -> dict[str, Any]:
@@ -100,6 +104,7 @@ def document(
             "because": [finding.name for finding in verdict.because],
         },
         "prediction": None if opinion.prediction is None else dict(opinion.prediction),
+        "bands": [dict(band) for band in opinion.bands],
         "ranking": list(ranking),
         "between": list(between),
         "renderings": [asdict(each) for each in opinion.renderings],
@@ -123,7 +128,15 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     verdict = told["verdict"]
     head = [f"{SAID[verdict['name']]}: {verdict['reason']}"]
     head += [f"  next: {verdict['remedy']}"] if verdict["remedy"] else []
-    parts = [head, _ranking(told), _findings(told), _metrics(told), _continuation(told), _prediction(told)]
+    parts = [
+        head,
+        _ranking(told),
+        _findings(told),
+        _metrics(told),
+        _continuation(told),
+        _bands(told),
+        _prediction(told),
+    ]
     return [line for part in parts if part for line in [*part, ""]][:-1]
 
 
@@ -169,7 +182,47 @@ def _prediction(told: Mapping[str, Any]) -> list[str]:
     if p is None or p["gap_recovery"] is None:
         return []
     low, high = p["gap_recovery"]["low"], p["gap_recovery"]["high"]
-    return [f"expected gap recovery: {low:.0%} to {high:.0%}  ({p['basis']})"]
+    value = f"{p['gap_recovery']['value']:.0%}, " if "value" in p["gap_recovery"] else ""
+    return [f"expected gap recovery: {value}{low:.0%} to {high:.0%}  ({p['basis']})", *_reasons(p)]
+
+
+def _reasons(p: Mapping[str, Any]) -> list[str]:
+    """What speaks for and against, and how like the pair is to those seen; nothing of a range by verdict."""
+    if "parts" not in p:
+        return []
+    said = [
+        f"{word}: {names}"
+        for word, sign in (("for", 1), ("against", -1))
+        if (names := _parts(p["parts"], sign))
+    ]
+    near = p["nearest"]
+    like = f"most like {near['pair']}, which recovered {near['gap_recovery']:.0%}"
+    if near["distance"] > near["reach"]:
+        like = f"unlike any pair seen ({like}): the interval vouches for nothing"
+    outside = [
+        f"{o['feature']} {o['value']:.2f} (seen {o['low']:.2f} to {o['high']:.2f})" for o in p["outside"]
+    ]
+    if outside:
+        like += f"; outside what was seen: {', '.join(outside)}"
+    return [f"  {line}" for line in ("; ".join(said), like) if line]
+
+
+def _parts(parts: Mapping[str, float], sign: int) -> str:
+    """Those that speak on one side, the loudest first."""
+    heard = {name: part for name, part in parts.items() if sign * part >= SPEAKS}
+    return ", ".join(f"{name} {heard[name]:+.2f}" for name in sorted(heard, key=lambda n: -abs(heard[n])))
+
+
+def _bands(told: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{band['name']} {band['value']:.2f}: {_among(band, 'working')} pairs of the testbed, {_among(band, 'failing')} ones"
+        for band in told.get("bands", ())
+    ]
+
+
+def _among(band: Mapping[str, Any], side: str) -> str:
+    quantiles = band[side]["quantiles"]
+    return f"{lies(band['value'], quantiles)} {side} ({quantiles[1]:.2f} to {quantiles[3]:.2f})"
 
 
 def _ranking(told: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from opdkit.models.pair import Reader
 from opdkit.models.sampler import LocalSampler
 from opdkit.recipes.document import Opinion, document
 from opdkit.recipes.know import Continued, continued, teacher_numbers
-from opdkit.recipes.predict import predict
+from opdkit.recipes.predict import among, predict
 from opdkit.recipes.probe import Number, Piece, numbers, read
 from opdkit.recipes.rehearse import STEPS, rehearse
 from opdkit.recipes.static import (
@@ -264,6 +264,7 @@ class _Probe:
             piece,
             tuple(going_on),
             prediction=predict(verdict, metrics),
+            bands=tuple(among(metrics)),
         )
 
     def _reader(self, loaded: LoadedModel, temperature: float) -> Reader:
