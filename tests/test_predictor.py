@@ -215,6 +215,25 @@ def test_no_weight_goes_against_its_sign(signal: bool) -> None:
     assert weight["teachable_share"] == 0, "what came out is against what was expected of it"
 
 
+def test_the_penalty_is_the_one_that_foretells_left_out_kinds_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "PENALTIES", (100.0, 0.3, 3.0))
+    some = pairs()
+
+    def error(penalty: float) -> float:
+        told = left_out(some, of_group, lambda train: fit(train, FEATURES, penalty))
+        return float(((told - target(some)) ** 2).sum())
+
+    chosen = fitted(some, FEATURES).penalty
+    assert error(chosen) == min(map(error, predictor.PENALTIES)) < max(map(error, predictor.PENALTIES))
+    assert chosen != predictor.PENALTIES[0]
+
+
+def test_half_of_the_gap_is_a_success() -> None:
+    some = [replace(p, recovery=r) for p, r in zip(pairs(), (0.5, 0.49, 0.51, -2.0, 0.2), strict=False)]
+    found = scored(some, np.array([0.9, 0.1, 0.8, 0.2, 0.3]), residuals=(0.0, 0.0))
+    assert (found["pairs"], found["succeeded"], found["auroc"]["value"]) == (5, 2, 1.0)
+
+
 def test_a_missing_number_is_as_the_mean_and_moves_nothing() -> None:
     train = pairs()
     bare = replace(train[0], metrics={n: v for n, v in train[0].metrics.items() if n != "teachable_share"})
