@@ -33,6 +33,7 @@ COMMANDS = (
     "study list",
     "study run",
     "study report",
+    "study fit",
     "selftest",
 )
 

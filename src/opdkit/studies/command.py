@@ -17,7 +17,7 @@ from opdkit.studies.from_configs import run_from_configs
 from opdkit.studies.pages import front_lines, lines, write_pages
 from opdkit.studies.pairs import pair_lines, run_pair
 from opdkit.studies.progress import SilentShow, StoryBar
-from opdkit.studies.questions import STUDIES
+from opdkit.studies.questions import RUNNABLE, STUDIES
 from opdkit.studies.recipes import BODIES, FAMILIES, PAIRS, Family, family
 from opdkit.studies.study import SCALES, Scale, Study
 from opdkit.studies.tables import about, rows_in, told
@@ -126,11 +126,11 @@ def _told(ran: Sequence[tuple[Study, Rows]]) -> Told:
 
 def _chosen(names: Sequence[str]) -> list[Study]:
     for name in names:
-        if name not in STUDIES:
-            near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.4)
+        if name not in RUNNABLE:
+            near = difflib.get_close_matches(name, RUNNABLE, n=1, cutoff=0.4)
             hint = f"opd study run {near[0]}" if near else "opd study list"
             raise UserError(f"there is no study {name!r}", hint=hint)
-    return [STUDIES[name] for name in names or STUDIES]
+    return [RUNNABLE[name] for name in names or STUDIES]
 
 
 def _scale(name: str) -> Scale:
