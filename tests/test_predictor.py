@@ -628,6 +628,6 @@ def test_what_is_missing_is_said_with_what_mends_it(
     assert "fewer than three kinds" in opd(capfd, "study", "fit", "--table", few, "--out", tmp_path).error
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     bare = opd(capfd, "study", "fit", "--table", table, "--out", tmp_path)
-    assert "scikit-learn" in bare.error and bare.hint == "pip install 'opdkit[predict]'"
+    assert "scikit-learn" in bare.error and bare.hint == "pip install 'opdkit[study]'"
     with pytest.raises(UserError, match="scikit-learn"):
         fit(copy.copy(pairs(bases=1)), FEATURES, 1.0)

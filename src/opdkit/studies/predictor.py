@@ -4,7 +4,7 @@
 
 Fitted on the pair factory's table (`opdkit.studies.factory`). The penalty is chosen by leaving kinds of teacher out of the
 training pairs, so that a kind that is scored had no part in it. One testbed family, FROZEN, is left out of everything until
-`final`. scikit-learn (extra `predict`) is needed to fit, not to foretell: `opdkit.recipes.foretell`.
+`final`. scikit-learn (extra `study`) is needed to fit, not to foretell: `opdkit.recipes.foretell`.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def fit(pairs: Sequence[Pair], features: Sequence[Feature], penalty: float) -> F
     try:
         from sklearn.linear_model import Ridge
     except ImportError as error:
-        raise UserError("fitting needs scikit-learn", hint="pip install 'opdkit[predict]'") from error
+        raise UserError("fitting needs scikit-learn", hint="pip install 'opdkit[study]'") from error
     x = matrix(pairs, features)
     means, scales = _moments(x)
     signs = np.array([feature.sign for feature in features])
