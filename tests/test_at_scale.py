@@ -307,3 +307,58 @@ def test_an_arm_runs_in_small(question, arm, shop, here, capfd):
         _read_afterwards(words[1], run, _stand_in(shop), here / "maps", capfd)
     if question == "template":
         assert _json(BOXED) in (run / "rollouts" / "step_1.jsonl").read_text()
+
+
+# --- opd study run --scale gpu, --scale real ----------------------------------------------------------------------
+
+
+def _set(words):
+    return [part for word in words for part in ("--set", word)]
+
+
+def test_a_question_is_run_at_scale_an_arm_after_the_other(shop, here, capfd):
+    (here / "configs").symlink_to(FOLDER.parent)
+    words = ["study", "run", "reverse", "--scale", "gpu", "--out", here / "out"]
+    changes = _set([*_stand_in(shop), *SMALL])
+    said = opd(capfd, *words, *changes)
+    assert said.code == 0 and "[2/2] reverse · larger" in said.err, said.err
+    kept = json.loads((here / "out" / "reverse.json").read_text())
+    assert [(r["scale"], r["family"], r["arm"], r["recovery"]) for r in kept["rows"]] == [
+        ("gpu", "paper", arm, None) for arm in AT_SCALE["reverse"]
+    ]
+    assert all(
+        len(metrics(here / "out" / "runs" / "gpu" / "reverse" / name)) == 2
+        for name in ("own-start", "larger")
+    )
+    assert "| paper | own start | 1 |" in said.out and kept["outcome"]["all"] == "not run"
+    began = (here / "out" / "runs" / "gpu" / "reverse" / "larger" / "metrics.jsonl").stat().st_mtime_ns
+    again = opd(capfd, *words, *changes, "--json")
+    assert json.loads(again.out)["studies"][0]["rows"] == kept["rows"]
+    assert (
+        here / "out" / "runs" / "gpu" / "reverse" / "larger" / "metrics.jsonl"
+    ).stat().st_mtime_ns == began
+
+
+def test_a_question_on_the_real_model_is_decided_by_the_testbeds_rules(shop, here, capfd):
+    (here / "configs").symlink_to(FOLDER.parent)
+    sums = [{"prompt": f"Compute {i} + 2", "answer": str(i + 2)} for i in range(6)]
+    data = save(here / "sums.jsonl", sums)
+    words = ["study", "run", "dynamics", "cold-start", "--scale", "real", "--out", here / "out"]
+    small = ["steps=2", "prompts_per_step=2", "sampling.max_tokens=4", "eval.prompts=4", "save.every=2"]
+    files = [
+        f"student.model={shop}/student",
+        f"task.path={data}",
+        f"task.eval_path={data}",
+        "task.grader.type=exact",
+    ]
+    refused = opd(capfd, *words, *_set([*files, *small]))
+    assert refused.code == 2 and "was not taught yet" in refused.error and "scripts/real.py" in refused.hint
+    files += [f"teacher.model={shop}/teacher"]
+    said = opd(capfd, *words[:3], *words[4:], *_set([*files, *small]), "--json")
+    assert said.code == 0, said.err
+    told = json.loads(said.out)["studies"][0]
+    assert [r["arm"] for r in told["rows"]] == ["works", "fails"] and set(told["outcome"]) == {
+        "smollm2",
+        "all",
+    }
+    assert told["decisions"]["loss falls"]["smollm2"]["count"] == 1 and told["outcome"]["all"] == "not run"

@@ -38,7 +38,7 @@ def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
         "after": after,
         "gain": after - before,
         "recovery": None if teacher is None else gap_recovery(before, after, teacher),
-        "kinds": {"before": first["by_group"], "after": last["by_group"]},
+        "kinds": {"before": first.get("by_group", {}), "after": last.get("by_group", {})},
         "not_ended_worst_five": worst,
         "collapsed": float(worst > 0.5 or after < COLLAPSED * before),
         "tokens": round(sum(row["response_length"] for row in metrics) * drawn),
