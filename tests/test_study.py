@@ -34,6 +34,7 @@ from opdkit.studies.study import (
     reproduced,
 )
 from opdkit.studies.tables import keep, place, rows_in, told, widest
+from opdkit.types import RunError
 from test_studies import small_family
 
 TABLES = Path(__file__).parent.parent / "docs" / "studies" / "tables"
@@ -297,10 +298,21 @@ def test_a_failing_arm_does_not_take_the_others_with_it_and_a_signal_ends_all(
         return row(task.arm.name, seed=task.seed, before=0.1, after=0.2, recovery=None)
 
     monkeypatch.setattr(campaigns, "work", work)
-    go = lambda: campaign([SMALL], replace(TWO, seeds=(0,)), out=tmp_path, cache=tmp_path, say=lambda _: None)  # noqa: E731
+    said: list[str] = []
+
+    def go() -> None:
+        campaign(
+            [SMALL],
+            replace(TWO, seeds=(0,)),
+            out=tmp_path,
+            cache=tmp_path,
+            say=lambda s: said.append(s) if "Error" in s else None,
+        )
+
     ended: BaseException = ValueError("no such thing")
-    with pytest.raises(ValueError, match="no such thing"):
+    with pytest.raises(RunError, match="1 of 4 arms failed, the first: ValueError: no such thing"):
         go()
+    assert said == ["small · chain 0 · full: ValueError: no such thing"]
     assert ran == ["paper", "full", "again", "cut"] and len(rows_in(SMALL, tmp_path)) == 3
     ran.clear()
     ended = SystemExit(143)
@@ -318,6 +330,8 @@ def test_a_base_is_worked_on_by_one_process_at_a_time() -> None:
         ("chain", 1, "paper"),
     ]
     assert campaigns._ready(todo, {("chain", 0)}, 1) == [todo[4]]
+    bad = campaigns._work_safely(replace(todo[0], family="none"), Path("o"), Path("c"))
+    assert pickle.loads(pickle.dumps(bad)) == bad and bad.text.startswith("AssertionError")  # what comes back
     for study in STUDIES.values():
         for task in tasks([study], SCALES["full"]):  # what is sent to a worker
             pickle.dumps(replace(task, study=replace(study, expected=())))

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from opdkit.studies.study import Arm, Scale, Study
 from opdkit.studies.tables import keep, place, rows_in
 from opdkit.studies.testbed import READINGS, Workshop, finish
 from opdkit.train import Silent
+from opdkit.types import RunError, UserError
 
 Say = Callable[[str], None]
 SIGNALLED = (130, 143)
@@ -86,33 +88,44 @@ def campaign(
 ) -> None:
     """Run what is missing. Tables are written here alone, a row at a time.
 
-    Raises the first failure, after all arms that did not fail; SystemExit at once after a signal, with runs saved.
+    RunError with the first failure, after all arms that did not fail; SystemExit at once after a signal, with runs saved.
     """
     todo = tasks(studies, scale)
     out.mkdir(parents=True, exist_ok=True)
     clock = _Clock(todo, say)
-    failed: list[BaseException] = []
+    failed: list[Failure] = []
     for task, ended in _worked(todo, out=out, cache=cache, jobs=jobs):
-        if isinstance(ended, SystemExit) and ended.code in SIGNALLED:
-            raise ended
-        if isinstance(ended, BaseException):
+        if isinstance(ended, Failure):
+            if ended.code in SIGNALLED:
+                raise SystemExit(ended.code)
             failed.append(ended)
-            say(f"{_name(task)}: {type(ended).__name__}: {ended}")
+            say(f"{_name(task)}: {ended.text}")
         else:
             keep(task.study, ended, out)
             clock.done(task, ended)
     if failed:
-        raise failed[0]
+        raise RunError(
+            f"{len(failed)} of {len(todo)} arms failed, the first: {failed[0].text}", hint=failed[0].hint
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An arm that raised, in words that can be sent from a worker. `code`: of a program that ended."""
+
+    text: str
+    hint: str
+    code: object = None
 
 
 def _worked(
     todo: Sequence[Task], *, out: Path, cache: Path, jobs: int
-) -> Iterator[tuple[Task, Row | BaseException]]:
+) -> Iterator[tuple[Task, Row | Failure]]:
     if jobs == 1:
         for task in todo:
             yield task, _work_safely(task, out, cache)
         return
-    waiting, running = list(todo), dict[Future[Row | BaseException], Task]()
+    waiting, running = list(todo), dict[Future[Row | Failure], Task]()
     with _stopping(), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         while waiting or running:
             busy = {task.base for task in running.values()}
@@ -122,7 +135,19 @@ def _worked(
                 running[pool.submit(_work_safely, packed, out, cache, _kept(task, out))] = task
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
-                yield running.pop(future), future.result()
+                yield running.pop(future), _result_of(future)
+
+
+def _result_of(future: Future[Row | Failure]) -> Row | Failure:
+    """RunError where a worker died: its pool is of no more use, and would wait for workers that take a signal for a run's."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise RunError(
+            "a worker died", hint="the same command goes on; --jobs 1 shows what it dies of"
+        ) from error
 
 
 @contextmanager
@@ -158,13 +183,17 @@ def _kept(task: Task, out: Path) -> Row | None:
     return next((row for row in rows_in(task.study, out) if place(row) == task.place), None)
 
 
-def _work_safely(task: Task, out: Path, cache: Path, kept: Row | None = None) -> Row | BaseException:
+def _work_safely(task: Task, out: Path, cache: Path, kept: Row | None = None) -> Row | Failure:
+    """One arm that fails must not take the others with it."""
+    hint = "the same command runs it again"
     try:
         return work(task, out=out, cache=cache, kept=kept or _kept(task, out))
-    except KeyboardInterrupt:
-        raise
-    except (Exception, SystemExit) as error:  # one arm that fails must not take the others with it
-        return error
+    except SystemExit as error:
+        return Failure(f"ended with {error.code}", hint, error.code)
+    except (UserError, RunError) as error:
+        return Failure(str(error), error.hint)
+    except Exception as error:
+        return Failure(f"{type(error).__name__}: {error}", hint)
 
 
 def work(task: Task, *, out: Path, cache: Path, kept: Row | None) -> Row:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ class Workshop:
             assert recipe.of is not None
             settings["task"] = {**settings["task"], "demonstrations": str(self._shown(recipe, key, parents))}
         config = self.config(settings, student=str(start), run=str(run))
+        _begin_anew_if_cut_short_under_other_settings(run, config)
         finish(config, talk=self.talk(config))
         return run
 
@@ -157,6 +159,13 @@ def every_other(
     theirs = {row["id"]: row for row in others}
     both = [(row, theirs[row["id"]]) for row in own if row["id"] in theirs]
     return [dict(pair[i % 2]) for i, pair in enumerate(both)]
+
+
+def _begin_anew_if_cut_short_under_other_settings(run: Path, config: Config) -> None:
+    """How many problems it is examined on is no part of a model; a half-made one of another size could not be gone on with."""
+    written = run / "config.toml"
+    if written.is_file() and written.read_text() != dump_toml(config):
+        shutil.rmtree(run)
 
 
 def finish(config: Config, *, talk: Talk) -> Path:
