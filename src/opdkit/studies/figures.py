@@ -27,12 +27,12 @@ TITLES: Mapping[str, str] = {
     "reverse_kl": "reverse KL, nats",
     "loss": "loss, nats",
     "grad_norm": "gradient norm",
-    "probability_gap_at_max_advantage": "p − q at the largest |advantage|",
+    "probability_gap_at_max_advantage": "p − q at largest |advantage|",
     "response_length": "response length, tokens",
     "truncated_fraction": "responses cut off",
     "sequence_reward_auroc": "AUROC of the sequence reward",
     "gradient_cosine_within": "cosine of positions' gradients",
-    "gradient_growth_within": "length of their sum ÷ orthogonal",
+    "gradient_growth_within": "their sum ÷ an orthogonal one",
 }
 LEGEND_ROWS = 3
 
@@ -75,7 +75,7 @@ def _depth(study: Study, rows: Rows) -> str:
     families = _families(rows)
     figure, axes = _axes(1, len(families))
     for place, family in zip(axes[0], families, strict=True):
-        place.set_title(f"{family}: teacher − student, going on from a cut response", fontsize=8, loc="left")
+        place.set_title(f"{family}: teacher − student, from there", fontsize=8, loc="left")
         place.axhline(0, color="#d8dee4", zorder=0)
         for arm, colour in _coloured(study):
             mine = [row for row in rows if row["family"] == family and row["arm"] == arm]
@@ -165,7 +165,7 @@ def _axes(lines: int, columns: int) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("figures take matplotlib", hint="pip install 'opdkit[study]'") from error
-    figure = Figure(figsize=(2.7 * max(columns, 2), 2.2 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.8 * max(columns, 2), 2.2 * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     for place in axes.flat:
         place.tick_params(labelsize=7)

@@ -109,7 +109,7 @@ def _cell(decision: Decision) -> str:
         return "–"
     e = decision.estimate
     interval = f" [{e.low:.3g}, {e.high:.3g}]" if e.count > 1 else ""
-    return f"{e.value:.3g}{interval}: {decision.verdict}"
+    return f"{e.value:.3g}{interval}: {decision.verdict}".replace("-", "−")
 
 
 def _verdict(expectation: Expectation, found: dict[str, Decision], families: Sequence[str]) -> str:
@@ -178,7 +178,7 @@ def _interval(values: Sequence[float], form: str) -> str:
     if found is None:
         return "–"
     ends = f" [{form.format(found.low)}, {form.format(found.high)}]" if found.count > 1 else ""
-    return form.format(found.value) + ends
+    return (form.format(found.value) + ends).replace("-", "−")
 
 
 def _made_of(rows: Rows, link: str) -> Iterator[str]:
