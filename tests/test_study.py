@@ -211,7 +211,7 @@ def test_pages_and_figures_are_what_the_tables_say(tmp_path: Path) -> None:
     for path in PAGES.glob("*.md"):
         (tmp_path / path.name).write_text(path.read_text())
     (tmp_path / "tables").symlink_to(TABLES)
-    write_pages(ran, tmp_path, tables=tmp_path / "tables")
+    write_pages([(s, r) for s, r in ran if r], tmp_path, tables=tmp_path / "tables", front=ran)
     stale = [p.name for p in PAGES.glob("*.md") if (tmp_path / p.name).read_text() != p.read_text()]
     assert stale == [], "opd study report --out docs/studies/tables --pages docs/studies"
     drawn = {p.name for p in (tmp_path / "figures").iterdir()}
@@ -373,13 +373,14 @@ def test_rows_of_other_scales_stay_and_the_widest_is_told(tmp_path: Path) -> Non
 
 def test_what_people_wrote_on_a_page_stays(tmp_path: Path) -> None:
     study = rules(x=True)
+    ran = [(study, [row("a", x=1)])]
     (tmp_path / "s.md").write_text(skeleton(study) + "\nWhy: because.\n")
     (tmp_path / "README.md").write_text("Before.\n" + FRONT)
-    write_pages([(study, [row("a", x=1)])], tmp_path, tables=tmp_path)
+    write_pages(ran, tmp_path, tables=tmp_path, front=ran)
     page, front = (tmp_path / "s.md").read_text(), (tmp_path / "README.md").read_text()
     assert "Why: because." in page and "opd study run s --scale full" in page and "**holds**" in page
     assert front.startswith("Before.") and front.index("Fig. 2 ") < front.index("Fig. 11a ")
-    write_pages([(study, [row("a", x=1)])], tmp_path, tables=tmp_path)
+    write_pages(ran, tmp_path, tables=tmp_path, front=ran)
     assert (tmp_path / "s.md").read_text() == page
 
 

@@ -109,14 +109,15 @@ def report_studies(names: Sequence[str], *, out: Path, pages: Path | None = None
     found = [(study, rows) for study, rows in found if rows]
     if not found:
         raise UserError(f"nothing was run into {out}", hint=f"opd study run --out {out}")
+    front = [(study, rows_in(study, out)) for study in STUDIES.values()]
     if pages is not None:
-        write_pages(found, pages, tables=out)
-    return _told(found)
+        write_pages(found, pages, tables=out, front=front)
+    return _told(found, front=() if names else front)
 
 
-def _told(ran: Sequence[tuple[Study, Rows]]) -> Told:
+def _told(ran: Sequence[tuple[Study, Rows]], *, front: Sequence[tuple[Study, Rows]] = ()) -> Told:
     data = [told(study, rows) for study, rows in ran]
-    text = ["\n".join(["", *front_lines(ran)])] if len(ran) > 1 else []
+    text = ["\n".join(["", *front_lines(front)])] if front else []
     text += [
         "\n".join([f"## {study.question}", "", f"{study.section}: {study.claim}.", "", *lines(study, rows)])
         for study, rows in ran

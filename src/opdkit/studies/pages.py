@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from opdkit.run.disk import write_atomic
@@ -24,27 +24,23 @@ Ran = Sequence[tuple[Study, Rows]]
 FIGURES = "figures"
 
 
-def write_pages(ran: Ran, place: Path, *, tables: Path) -> None:
-    """Pages and figures of the questions that were run; hand-written parts of pages that are there stay as they are."""
+def write_pages(ran: Ran, place: Path, *, tables: Path, front: Ran) -> None:
+    """Pages and figures of the questions in `ran`, the front page of all in `front`. What people wrote on them stays."""
     (place / FIGURES).mkdir(parents=True, exist_ok=True)
     for study, rows in ran:
         drawn = figures(study, widest(rows))
         for name, svg in drawn.items():
             write_atomic(place / FIGURES / name, data=svg.encode())
-        path = place / f"{study.name}.md"
-        old = path.read_text() if path.is_file() else skeleton(study)
         link = Path(os.path.relpath(table_of(study, tables), place)).as_posix()
-        blocks = {
-            "about": _about(study),
-            "figure": _figures(study, drawn),
-            "came": [*came(study, rows), *_made_of(rows, link)],
-        }
-        write_atomic(path, data=with_blocks(old, {k: list(v) for k, v in blocks.items()}).encode())
-    front = place / "README.md"
-    old = front.read_text() if front.is_file() else FRONT
-    write_atomic(
-        front, data=with_blocks(old, {"front": list(front_lines(ran)), "map": list(_map(ran))}).encode()
-    )
+        found = [*came(study, rows), *_made_of(rows, link)]
+        blocks = {"about": _about(study), "figure": _figures(study, drawn), "came": iter(found)}
+        _write(place / f"{study.name}.md", blocks, new=skeleton(study))
+    _write(place / "README.md", {"front": front_lines(front), "map": _map(front)}, new=FRONT)
+
+
+def _write(path: Path, blocks: Mapping[str, Iterator[str]], *, new: str) -> None:
+    text = path.read_text(encoding="utf-8") if path.is_file() else new
+    write_atomic(path, data=with_blocks(text, {name: list(of) for name, of in blocks.items()}).encode())
 
 
 FRONT = "# The study\n\n<!-- front -->\n<!-- /front -->\n\n## The paper's figures\n\n<!-- map -->\n<!-- /map -->\n"

@@ -194,10 +194,11 @@ def finish(config: Config, *, talk: Talk) -> Path:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table.
 
-    >>> table(["a", "b"], [["1", "2"]])
-    ['| a | b |', '| --- | --- |', '| 1 | 2 |']
+    >>> table(["a", "b"], [["1", "|2|"]])
+    ['| a | b |', '| --- | --- |', '| 1 | \\\\|2\\\\| |']
     """
-    return [" | ".join(["", *row, ""]).strip() for row in [head, ["---"] * len(head), *rows]]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *rows]]
+    return [" | ".join(["", *row, ""]).strip() for row in cells]
 
 
 def model_lines(made: Sequence[Made]) -> list[str]:
