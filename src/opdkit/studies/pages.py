@@ -60,6 +60,7 @@ def _about(study: Study) -> Iterator[str]:
     yield "```console"
     yield f"$ opd study run {study.name} --scale full --jobs 2"
     yield f"$ opd study report {study.name}"
+    yield f"$ opd study run {study.name} --scale gpu                # the paper's models and data: at-scale.md"
     yield "```"
 
 
