@@ -13,7 +13,7 @@ import pytest
 from opdkit.studies import campaign as campaigns
 from opdkit.studies.campaign import campaign, config_key, configured
 from opdkit.studies.factory import CHECKED, DRAWS, FACTORY, KINDS, Dial, check_name, run_name
-from opdkit.studies.pages import lines
+from opdkit.studies.pages import came
 from opdkit.studies.questions import RUNNABLE, STUDIES
 from opdkit.studies.recipes import Family, Recipe, family
 from opdkit.studies.study import Arm, Scale
@@ -122,5 +122,5 @@ def test_a_kind_becomes_a_check_and_two_runs(tmp_path: Path, monkeypatch: pytest
     assert first["config"] != second["config"] and {"before", "teacher", "after"} <= set(first) & set(second)
     assert {"overlap_ratio", "reverse_kl", "teacher_lead", "teachable_share"} <= set(check["metrics"])
     assert check["verdict"] and len(check["sizes"]) == 2 and "after" not in check
-    text = "\n".join(lines(FACTORY, list(rows.values())))
+    text = "\n".join(came(FACTORY, list(rows.values())))
     assert run_name(kind, 1) in text and "sixty pairs" in text

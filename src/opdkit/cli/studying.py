@@ -12,6 +12,8 @@ from opdkit.cli.checking import Json
 from opdkit.cli.errors import going_on
 from opdkit.types import UserError
 
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Tables, and runs in runs/.")]
+
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Studies on small models made here.")
 
 
@@ -22,9 +24,6 @@ def list_studies(as_json: Json = False) -> None:
 
     told = told_of()
     print(json.dumps(told.data) if as_json else told.text)
-
-
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Tables, and runs in runs/.")]
 
 
 @study.command("run")

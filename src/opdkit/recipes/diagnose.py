@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from opdkit.config import Config
+from opdkit.config import Config, LocalTeacher
 from opdkit.diagnostics.verdict import Value, judge
 from opdkit.models.load import (
     LoadedModel,
@@ -73,16 +73,8 @@ def diagnose(
     first = next(
         iter(read_rollouts(path, layout=layout))
     )  # damage in the file shows before a model is loaded
-    tokenizers = open_tokenizer(config.student), open_tokenizer(teacher)
-    rows = shared_rows(
-        *tokenizers, student_config=read_config(config.student), teacher_config=read_config(teacher)
-    )
-    check_weights(config.student)
-    check_weights(teacher)
-    device = pick_device(config.device)
-    student = open_model(config.student, device=device, rows=rows)
-    ours = _reader(student, config.sampling.temperature)
-    theirs = _reader(open_model(teacher, device=device, rows=rows), teacher.temperature)
+    ours, theirs, rows = _readers(config, teacher)
+    student = ours.loaded
     say(f"{path}: prompts as {first.form} text" if first.prompt_ids is None else f"{path}: prompts as ids")
     piece, refused = Piece(), 0
     with _Pieces(keep, key=_key(config, path, layout)) as kept:
@@ -123,6 +115,19 @@ def diagnose(
             "seconds": time.perf_counter() - began,
         },
     )
+
+
+def _readers(config: Config, teacher: LocalTeacher) -> tuple[Reader, Reader, int]:
+    """Student and teacher, and how many ids they share. UserError where they do not."""
+    tokenizers = open_tokenizer(config.student), open_tokenizer(teacher)
+    rows = shared_rows(
+        *tokenizers, student_config=read_config(config.student), teacher_config=read_config(teacher)
+    )
+    check_weights(config.student)
+    check_weights(teacher)
+    device = pick_device(config.device)
+    ours = _reader(open_model(config.student, device=device, rows=rows), config.sampling.temperature)
+    return ours, _reader(open_model(teacher, device=device, rows=rows), teacher.temperature), rows
 
 
 def _gradients(

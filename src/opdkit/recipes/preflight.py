@@ -23,7 +23,7 @@ from opdkit.models.sampler import LocalSampler
 from opdkit.recipes.document import Opinion, document
 from opdkit.recipes.know import Continued, continued, teacher_numbers
 from opdkit.recipes.predict import among, predict
-from opdkit.recipes.probe import Number, Piece, numbers, read
+from opdkit.recipes.probe import Number, Piece, numbers, read_all
 from opdkit.recipes.rehearse import STEPS, rehearse
 from opdkit.recipes.static import (
     Rendering,
@@ -272,12 +272,7 @@ class _Probe:
         return Reader(loaded, temperature, tuple(stops or loaded.stop_ids))
 
     def _read(self, rollouts: Sequence[Rollout], ours: Reader, theirs: Reader) -> Piece:
-        piece, many = Piece(), 64
-        for begin in range(0, len(rollouts), many):
-            piece += read(
-                rollouts[begin : begin + many], student=ours, teacher=theirs, max_tokens=self.size.max_tokens
-            )
-        return piece
+        return read_all(rollouts, student=ours, teacher=theirs, max_tokens=self.size.max_tokens)
 
     def _continued(self, loaded: LoadedModel) -> list[Continued]:
         return continued(

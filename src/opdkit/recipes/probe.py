@@ -108,6 +108,8 @@ class Number:
 
 
 Numbers = Mapping[str, Number]
+AT_ONCE = 64
+"""Rollouts read at once."""
 
 
 def read(
@@ -127,6 +129,15 @@ def read(
         by_position=by_position(told, seen.depth, bins=bins, max_tokens=max_tokens, keep=inside),
         by_depth=by_position(told, _tenths(seen, rollouts), bins=DEPTHS, max_tokens=DEPTHS, keep=inside),
     )
+
+
+def read_all(rollouts: Sequence[Rollout], *, student: Reader, teacher: Reader, max_tokens: int) -> Piece:
+    """The same of any number of rollouts, so many at a time that memory stays bounded."""
+    piece = Piece()
+    for begin in range(0, len(rollouts), AT_ONCE):
+        some = rollouts[begin : begin + AT_ONCE]
+        piece += read(some, student=student, teacher=teacher, max_tokens=max_tokens)
+    return piece
 
 
 def _tenths(seen: Reading, rollouts: Sequence[Rollout]) -> torch.Tensor:

@@ -10,14 +10,13 @@ from opdkit.models.load import open_model, pick_device
 from opdkit.models.pair import Reader
 from opdkit.models.sampler import LocalSampler
 from opdkit.recipes.answering import teacher_of
-from opdkit.recipes.probe import Piece, numbers, read
+from opdkit.recipes.probe import numbers, read_all
 from opdkit.run.rows import Row
 from opdkit.tasks import Task
 from opdkit.types import Prompt
 
 STREAM = -5
 """The `step` of its draws: the same ones at every probe, so that a curve is paired."""
-PIECE = 64
 TOLD = (
     "overlap_ratio",
     "overlap_mass_student",
@@ -62,10 +61,7 @@ def probe(
         Reader(ours, sampling.temperature, tuple(sampling.stop_ids or ours.stop_ids)),
         Reader(theirs, teacher.temperature, tuple(theirs.stop_ids), batch_tokens=teacher.batch_tokens),
     )
-    piece = Piece()
-    for begin in range(0, len(drawn), PIECE):
-        some = drawn[begin : begin + PIECE]
-        piece += read(some, student=readers[0], teacher=readers[1], max_tokens=sampling.max_tokens)
+    piece = read_all(drawn, student=readers[0], teacher=readers[1], max_tokens=sampling.max_tokens)
     found = numbers(piece, vocabulary=rows, seed=config.seed)
     told: Row = {"step": step, **{name: found[name].value for name in TOLD if name in found}}
     overlap = found["overlap_ratio"]

@@ -10,7 +10,7 @@ from opdkit.config import Config, LocalTeacher, MixConfig, WidenConfig, as_local
 from opdkit.models.load import LoadedModel, check_weights, open_model, pick_device
 from opdkit.models.pair import Reader
 from opdkit.models.sampler import LocalSampler
-from opdkit.recipes.probe import Piece, read
+from opdkit.recipes.probe import Piece, read_all
 from opdkit.tasks import Task
 from opdkit.train.plan import Plan, make_plan
 from opdkit.train.prompts import encoded_prompts
@@ -100,16 +100,13 @@ class Bench:
         return self.task.grade(drawn) if self.task.training_graded else drawn
 
     def read(self, rollouts: Sequence[Rollout]) -> Piece:
-        """Both models' opinion of them, 64 at a time."""
-        piece, many = Piece(), 64
-        for begin in range(0, len(rollouts), many):
-            piece += read(
-                rollouts[begin : begin + many],
-                student=self._reader(self.student, self.config.sampling.temperature),
-                teacher=self.reader,
-                max_tokens=self.config.sampling.max_tokens,
-            )
-        return piece
+        """Both models' opinion of them."""
+        return read_all(
+            rollouts,
+            student=self._reader(self.student, self.config.sampling.temperature),
+            teacher=self.reader,
+            max_tokens=self.config.sampling.max_tokens,
+        )
 
     @property
     def reader(self) -> Reader:

@@ -29,7 +29,7 @@ from opdkit.studies.pairwise import measure
 from opdkit.studies.reading import read_run
 from opdkit.studies.recipes import family
 from opdkit.studies.study import Arm, Scale, Study
-from opdkit.studies.tables import keep, place, rows_in
+from opdkit.studies.tables import Place, keep, kept_at
 from opdkit.studies.testbed import READINGS, Workshop, finish
 from opdkit.train import Silent
 from opdkit.types import RunError, UserError
@@ -51,7 +51,7 @@ class Task:
     commit: str | None  # of the code that runs, which is loaded once, whatever happens to its files later
 
     @property
-    def place(self) -> tuple[str, str, int, str]:
+    def place(self) -> Place:
         return self.scale.name, self.family, self.seed, self.arm.name
 
     @property
@@ -123,7 +123,7 @@ def _worked(
 ) -> Iterator[tuple[Task, Row | Failure]]:
     if jobs == 1:
         for task in todo:
-            yield task, _work_safely(task, out, cache)
+            yield task, _work_safely(task, out, cache, kept_at(task.place, task.study, out))
         return
     waiting, running = list(todo), dict[Future[Row | Failure], Task]()
     with _stopping(), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -132,7 +132,9 @@ def _worked(
             for task in _ready(waiting, busy, jobs - len(running)):
                 waiting.remove(task)
                 packed = replace(task, study=replace(task.study, expected=()))  # predicates do not travel
-                running[pool.submit(_work_safely, packed, out, cache, _kept(task, out))] = task
+                running[
+                    pool.submit(_work_safely, packed, out, cache, kept_at(task.place, task.study, out))
+                ] = task
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 yield running.pop(future), _result_of(future)
@@ -179,15 +181,11 @@ def _ready(waiting: Sequence[Task], busy: set[tuple[str, int]], free: int) -> li
     return found
 
 
-def _kept(task: Task, out: Path) -> Row | None:
-    return next((row for row in rows_in(task.study, out) if place(row) == task.place), None)
-
-
-def _work_safely(task: Task, out: Path, cache: Path, kept: Row | None = None) -> Row | Failure:
+def _work_safely(task: Task, out: Path, cache: Path, kept: Row | None) -> Row | Failure:
     """One arm that fails must not take the others with it."""
     hint = "the same command runs it again"
     try:
-        return work(task, out=out, cache=cache, kept=kept or _kept(task, out))
+        return work(task, out=out, cache=cache, kept=kept)
     except SystemExit as error:
         return Failure(f"ended with {error.code}", hint, error.code)
     except (UserError, RunError) as error:

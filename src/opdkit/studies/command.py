@@ -13,8 +13,8 @@ from opdkit.config import Config
 from opdkit.studies.campaign import campaign
 from opdkit.studies.demo import run_demo
 from opdkit.studies.estimate import Rows
-from opdkit.studies.from_configs import run_from_configs
-from opdkit.studies.pages import front_lines, lines, write_pages
+from opdkit.studies.from_configs import OF_CONFIGS, run_from_configs
+from opdkit.studies.pages import came, front_lines, write_pages
 from opdkit.studies.pairs import pair_lines, run_pair
 from opdkit.studies.progress import SilentShow, StoryBar
 from opdkit.studies.questions import RUNNABLE, STUDIES
@@ -25,9 +25,6 @@ from opdkit.studies.tell import demo_data, demo_lines
 from opdkit.studies.testbed import Made, Workshop, model_lines
 from opdkit.train import Silent, Talk
 from opdkit.types import UserError
-
-OF_CONFIGS = ("real", "gpu")
-"""Scales whose arms are configuration files."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _told(ran: Sequence[tuple[Study, Rows]], *, front: Sequence[tuple[Study, Row
     data = [told(study, rows) for study, rows in ran]
     text = ["\n".join(["", *front_lines(front)])] if front else []
     text += [
-        "\n".join([f"## {study.question}", "", f"{study.section}: {study.claim}.", "", *lines(study, rows)])
+        "\n".join([f"## {study.question}", "", f"{study.section}: {study.claim}.", "", *came(study, rows)])
         for study, rows in ran
     ]
     return Told({"studies": data}, "\n\n".join(text))

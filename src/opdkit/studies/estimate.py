@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     >>> estimate([0.5])
     Estimate(value=0.5, low=0.5, high=0.5, count=1)
     """
-    if not values:
-        return None
+    return _estimate(tuple(values)) if values else None
+
+
+@cache  # a table asks for the same numbers by rule, by family and for its outcomes, after every row
+def _estimate(values: tuple[float, ...]) -> Estimate:
     given = np.asarray(values, dtype=float)
     generator = np.random.Generator(np.random.Philox(0))
     again = given[generator.integers(0, len(given), (RESAMPLES, len(given)))].mean(1)

@@ -35,7 +35,6 @@ TITLES: Mapping[str, str] = {
     "gradient_cosine_within": "cosine of positions' gradients",
     "gradient_growth_within": "their sum ÷ an orthogonal one",
 }
-LEGEND_ROWS = 3
 
 
 def figures(study: Study, rows: Rows) -> dict[str, str]:

@@ -19,16 +19,16 @@ from opdkit.config import Config, dump_toml, load_config
 from opdkit.recipes.coldstart import Show, coldstart
 from opdkit.recipes.coldstart_folder import MANIFEST
 from opdkit.run.environment import environment
-from opdkit.studies.at_scale import AT_SCALE, config_at_scale
+from opdkit.studies.at_scale import AT_SCALE, CONFIGS, config_at_scale
 from opdkit.studies.campaign import SIGNALLED, Say
 from opdkit.studies.estimate import Row
 from opdkit.studies.reading import read_run
 from opdkit.studies.study import PAPER, REAL, Study
-from opdkit.studies.tables import keep, place, rows_in
+from opdkit.studies.tables import keep, kept_at
 from opdkit.studies.testbed import finish
 from opdkit.types import UserError
 
-CONFIGS = Path("configs/real")
+REAL_CONFIGS = Path("configs/real")
 TEACHERS = Path("runs/real")
 """Where `python scripts/real.py` leaves teachers and prompts."""
 AT_REAL: Mapping[str, Mapping[str, Sequence[str]]] = {
@@ -39,6 +39,8 @@ AT_REAL: Mapping[str, Mapping[str, Sequence[str]]] = {
     "cold-start": {"direct": ("distil",), "cold start": ("coldstart",)},
 }
 """Question → arm of the testbed's study → (stem of a file in configs/real, key=value, …)."""
+OF_CONFIGS: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]] = {"real": AT_REAL, "gpu": AT_SCALE}
+"""Scale → question → arm → file and changes."""
 REAL_FILES = (
     "teacher.model={real}/teacher-a/checkpoints/step_16/model",
     "task.path={real}/data/train.jsonl",
@@ -49,15 +51,15 @@ REAL_FILES = (
 
 def arms_of(study: Study, scale: str) -> Sequence[str]:
     """Names of the arms that have files at this scale; none for most questions on the real model."""
-    return list((AT_SCALE if scale == "gpu" else AT_REAL).get(study.name, {}))
+    return list(OF_CONFIGS[scale].get(study.name, {}))
 
 
 def config_of(study: Study, arm: str, *, scale: str, real: Path, changes: Sequence[str], run: Path) -> Config:
     """An arm's configuration, `changes` laid over it. UserError where a file is missing."""
     if scale == "gpu":
-        return config_at_scale(study.name, arm, folder=Path("configs/paper"), run=run, changes=changes)
+        return config_at_scale(study.name, arm, folder=CONFIGS, run=run, changes=changes)
     stem, *own = AT_REAL[study.name][arm]
-    path = CONFIGS / f"{stem}.toml"
+    path = REAL_CONFIGS / f"{stem}.toml"
     if not path.is_file():
         raise UserError(f"{path} is not here", hint="cd into a clone of the repository")
     typed = [change.format(real=real) for change in (*REAL_FILES, *own)]
@@ -84,7 +86,7 @@ def run_from_configs(
     """Run what is missing, one arm after another; a row is kept as each ends. UserError before the first for what cannot run."""
     todo = [(study, arm) for study in studies for arm in arms_of(study, scale)]
     if not todo:
-        names = ", ".join(AT_SCALE if scale == "gpu" else AT_REAL)
+        names = ", ".join(OF_CONFIGS[scale])
         raise UserError(
             f"nothing of this is run at --scale {scale}", hint=f"opd study run --scale {scale} NAME: {names}"
         )
@@ -100,18 +102,25 @@ def run_from_configs(
         )
         for study, arm in todo
     }
+    commit = environment()["commit"]  # of the code that is loaded now
     for i, (study, arm) in enumerate(todo, start=1):
-        row = _row(study, arm, configs[study.name, arm], scale=scale, out=out, show=show)
+        row = _row(study, arm, configs[study.name, arm], scale=scale, out=out, commit=commit, show=show)
         keep(study, row, out)
         say(f"[{i}/{len(todo)}] {study.name} · {arm}: {row['before']:.3f} → {row['after']:.3f}")
 
 
 def _row(
-    study: Study, arm: str, config: Config, *, scale: str, out: Path, show: Callable[[Config], Show]
+    study: Study,
+    arm: str,
+    config: Config,
+    *,
+    scale: str,
+    out: Path,
+    commit: str | None,
+    show: Callable[[Config], Show],
 ) -> Row:
     family = PAPER if scale == "gpu" else REAL
-    here = (scale, family, config.seed, arm)
-    kept = next((row for row in rows_in(study, out) if place(row) == here), None)
+    kept = kept_at((scale, family, config.seed, arm), study, out)
     key = hashlib.blake2b(dump_toml(config).encode(), digest_size=8).hexdigest()
     if kept is not None and kept["config"] == key:
         return kept
@@ -125,7 +134,7 @@ def _row(
         "seed": config.seed,
         "arm": arm,
         "config": key,
-        "commit": environment()["commit"],
+        "commit": commit,
         "wall_seconds": time.perf_counter() - began,
         **found,
     }

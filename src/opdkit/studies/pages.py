@@ -72,12 +72,8 @@ def _figures(study: Study, drawn: Sequence[str] | dict[str, str]) -> Iterator[st
         yield "Thin lines are bases, thick ones their mean."
 
 
-def lines(study: Study, rows: Rows) -> Iterator[str]:
-    """What was expected, what came, and the scores, as Markdown."""
-    yield from came(study, rows)
-
-
 def came(study: Study, rows: Rows) -> Iterator[str]:
+    """What was expected, what came, and the scores, as Markdown."""
     seen = widest(rows)
     families = sorted({row["family"] for row in seen} - {PAPER})
     found = decisions(study, seen)

@@ -8,12 +8,12 @@ from typing import Any
 
 from opdkit.diagnostics import gap_recovery
 from opdkit.run.folder import RunFolder
+from opdkit.studies.reading import ends
 from opdkit.studies.recipes import Pair
 from opdkit.studies.testbed import READINGS, Workshop, finish, table
 
 WATCHED = ("overlap_ratio", "overlap_mass_student", "overlap_mass_teacher", "overlap_advantage", "entropy_gap",
            "reverse_kl", "loss", "grad_norm")  # fmt: skip
-WINDOW = 5  # steps averaged at each end
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,10 @@ def run_pair(workshop: Workshop, pair: Pair, *, seed: int) -> Result:
 
 def watched(metrics: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
     """Means over the first and the last steps of what the paper watches."""
-    ends: dict[str, tuple[float, float]] = {}
-    for name in WATCHED:
-        values = [row[name] for row in metrics if row.get(name) is not None]
-        if values:
-            ends[name] = (_mean(values[:WINDOW]), _mean(values[-WINDOW:]))
-    return ends
+    found = ends(metrics, WATCHED)
+    return {
+        name: (found[f"{name}_first"], found[f"{name}_last"]) for name in WATCHED if f"{name}_first" in found
+    }
 
 
 def pair_lines(results: Sequence[Result]) -> list[str]:
@@ -97,13 +95,9 @@ def pair_lines(results: Sequence[Result]) -> list[str]:
     for r in results:
         share = r.recovery[reading]
         scores = [f"{s[reading]['avg_at_k']:.3f}" for s in (r.before, r.teacher, r.after)]
-        ends = [
+        moved = [
             "{:.3f} → {:.3f}".format(*r.watched[n])
             for n in ("overlap_ratio", "overlap_advantage", "entropy_gap", "loss")
         ]
-        rows.append([r.name, *scores, "–" if share is None else f"{share:.0%}", *ends, f"{r.seconds:.0f}"])
+        rows.append([r.name, *scores, "–" if share is None else f"{share:.0%}", *moved, f"{r.seconds:.0f}"])
     return table(head, rows)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -13,7 +13,7 @@ from opdkit.models.sampler import LocalSampler
 from opdkit.recipes.coherence import coherence
 from opdkit.recipes.know import continued
 from opdkit.recipes.preflight import check
-from opdkit.recipes.probe import Piece, numbers, read
+from opdkit.recipes.probe import numbers, read_all
 from opdkit.studies.study import Arm
 from opdkit.studies.testbed import Workshop
 from opdkit.tasks import Task, encode, load_task
@@ -21,7 +21,7 @@ from opdkit.types import Rollout
 
 CUTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 PROMPTS = 1024
-SEQUENCES, READ = 48, 64
+SEQUENCES = 48
 READ_OFF = (
     "sequence_reward_auroc",
     "sequence_reward",
@@ -86,15 +86,12 @@ def gradients(config: Config, student: str) -> dict[str, Any]:
     wrong responses (arXiv 2604.13016, 6.2, Fig. 14): the first of the drawn responses for the former, all for the latter."""
     with load_task(config.task) as task:
         ours, theirs, rollouts = _drawn(config, student, task)
-    readers = Reader(ours, 1.0, ours.stop_ids), Reader(theirs, 1.0, theirs.stop_ids)
-    piece = Piece()
-    for begin in range(0, len(rollouts), READ):
-        piece += read(
-            rollouts[begin : begin + READ],
-            student=readers[0],
-            teacher=readers[1],
-            max_tokens=config.sampling.max_tokens,
-        )
+    piece = read_all(
+        rollouts,
+        student=Reader(ours, 1.0, ours.stop_ids),
+        teacher=Reader(theirs, 1.0, theirs.stop_ids),
+        max_tokens=config.sampling.max_tokens,
+    )
     read_off = numbers(piece, vocabulary=ours.head.rows, seed=config.seed)
     told = {name: read_off[name].value for name in READ_OFF if name in read_off}
     assert isinstance(config.objective, ObjectiveConfig)

@@ -31,7 +31,7 @@ def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
     first, last = evals[0], evals[-1]
     before, after, teacher = first["avg_at_k"], last["avg_at_k"], first.get("teacher_avg_at_k")
     open_ended = [row["truncated_fraction"] + row.get("cut_fraction", 0.0) for row in metrics]
-    worst = max(_mean(open_ended[i : i + WINDOW]) for i in range(max(1, len(metrics) - WINDOW + 1)))
+    worst = max(_windows(open_ended))
     return {
         "before": before,
         "teacher": teacher,
@@ -43,25 +43,28 @@ def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
         "collapsed": float(worst > 0.5 or after < COLLAPSED * before),
         "tokens": round(sum(row["response_length"] for row in metrics) * drawn),
         "seconds": sum(row["seconds/step"] for row in metrics),
-        **_ends(metrics),
+        **ends(metrics, CURVES),
         "curves": _curves(metrics, evals),
     }
 
 
-def _ends(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def ends(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
     """`NAME_first`, `NAME_last`: means over the first and the last steps, and `NAME_most` over any as many in a row."""
     found: dict[str, float] = {}
-    for name in CURVES:
+    for name in names:
         values = [row[name] for row in metrics if row.get(name) is not None]
         if values:
-            windows = [_mean(values[i : i + WINDOW]) for i in range(max(1, len(values) - WINDOW + 1))]
+            windows = _windows(values)
             found |= {f"{name}_first": windows[0], f"{name}_last": windows[-1], f"{name}_most": max(windows)}
     return found
 
 
-def _curves(
-    metrics: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]
-) -> dict[str, list[float]]:
+def _windows(values: Sequence[float]) -> list[float]:
+    """Means of every so many in a row."""
+    return [_mean(values[i : i + WINDOW]) for i in range(max(1, len(values) - WINDOW + 1))]
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """By step: the middle of every tenth of the run; accuracy at its own steps; entropy by position as [window][bin]."""
     parts = [metrics[len(metrics) * i // POINTS : len(metrics) * (i + 1) // POINTS] for i in range(POINTS)]
     parts = [part for part in parts if part]

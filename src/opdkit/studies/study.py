@@ -105,9 +105,6 @@ class Study:
     curves: bool = True
     """Whether rows keep their curves; of hundreds of runs of which none is drawn they would be a megabyte."""
 
-    def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -154,9 +151,8 @@ def outcome(study: Study, rows: Rows, family: str) -> Outcome:
 
 def reproduced(study: Study, rows: Rows) -> Outcome:
     """Over the testbed's families: a claim counts as reproduced in small only if it holds in all that were run."""
-    found = {outcome(study, rows, family) for family in {row["family"] for row in of_testbed(rows)}} - {
-        "not run"
-    }
+    families = {row["family"] for row in of_testbed(rows)}
+    found = {outcome(study, rows, family) for family in families} - {"not run"}
     if len(found) <= 1:
         return next(iter(found), "not run")
     return "undecided" if found <= {"holds", "undecided"} else "partly"

@@ -15,6 +15,9 @@ from opdkit.run.disk import write_atomic
 from opdkit.studies.estimate import Row, Rows
 from opdkit.studies.study import PAPER, REAL, SCALES, Decision, Study, decisions, outcome, reproduced
 
+Place = tuple[str, str, int, str]
+"""Scale, family, seed and arm."""
+
 
 def table_of(study: Study, out: Path) -> Path:
     """Where the study's table is kept."""
@@ -28,6 +31,11 @@ def rows_in(study: Study, out: Path) -> Rows:
     return rows
 
 
+def kept_at(at: Place, study: Study, out: Path) -> Row | None:
+    """The row in that place."""
+    return next((row for row in rows_in(study, out) if place(row) == at), None)
+
+
 def keep(study: Study, row: Row, out: Path) -> None:
     """Put a row in its place, instead of what was there."""
     others = [old for old in rows_in(study, out) if place(old) != place(row)]
@@ -39,7 +47,7 @@ def keep(study: Study, row: Row, out: Path) -> None:
     write_atomic(table_of(study, out), data=_text(told(study, rows)).encode())
 
 
-def place(row: Row) -> tuple[str, str, int, str]:
+def place(row: Row) -> Place:
     return row["scale"], row["family"], row["seed"], row["arm"]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from opdkit.config import Config, WorldTask, build, dump_toml
 from opdkit.models.load import open_model, pick_device
 from opdkit.models.sampler import LocalSampler
+from opdkit.run.disk import erase
 from opdkit.run.rows import as_lines
 from opdkit.studies.bodies import rounded_copy, write_body
 from opdkit.studies.recipes import Family, Recipe
@@ -165,7 +165,7 @@ def _begin_anew_if_cut_short_under_other_settings(run: Path, config: Config) -> 
     """How many problems it is examined on is no part of a model; a half-made one of another size could not be gone on with."""
     written = run / "config.toml"
     if written.is_file() and written.read_text() != dump_toml(config):
-        shutil.rmtree(run)
+        erase(run)
 
 
 def finish(config: Config, *, talk: Talk) -> Path:

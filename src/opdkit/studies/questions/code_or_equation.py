@@ -4,7 +4,7 @@
 ∇code = ∇Eq. 5 + [KL_S + log(P_S / Q_S)] ∇log P_S. `base` is a student after a quarter of its training.
 """
 
-from opdkit.studies.estimate import ahead, minus, of, ratio
+from opdkit.studies.estimate import ahead, both, of, ratio
 from opdkit.studies.study import Arm, Expectation, Study
 
 
@@ -31,10 +31,7 @@ CODE_OR_EQUATION = Study(
         Expectation(
             "blow-up",
             "under the code's objective the student's entropy rises to at least 1.2 times what it was, in some five steps",
-            lambda rows: {
-                b: v / of("code", "entropy_student_first")(rows)[b]
-                for b, v in of("code", "entropy_student_most")(rows).items()
-            },
+            both(of("code", "entropy_student_most"), of("code", "entropy_student_first"), lambda a, b: a / b),
             at_least=1.2,
         ),
         Expectation(
@@ -46,7 +43,7 @@ CODE_OR_EQUATION = Study(
         Expectation(
             "mass",
             "and in the end its candidates share less of the student's mass than under Eq. 5",
-            minus(of("code", "overlap_mass_student_last"), of("Eq. 5", "overlap_mass_student_last")),
+            ahead("code", "Eq. 5", "overlap_mass_student_last"),
             at_most=0.0,
         ),
         Expectation(

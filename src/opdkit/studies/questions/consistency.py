@@ -3,7 +3,7 @@
 `improved` says what the student says, better; `restyled` says the same truths in other words, with another end token.
 """
 
-from opdkit.studies.estimate import ahead, minus, of
+from opdkit.studies.estimate import ahead
 from opdkit.studies.study import Arm, Expectation, Study
 
 CONSISTENCY = Study(
@@ -37,7 +37,7 @@ CONSISTENCY = Study(
         Expectation(
             "converges",
             "in the end the two overlaps lie within .05 of each other, as the paper's do",
-            minus(of("same pattern", "overlap_ratio_last"), of("other pattern", "overlap_ratio_last")),
+            ahead("same pattern", "other pattern", "overlap_ratio_last"),
             at_least=-0.05,
             at_most=0.05,
         ),

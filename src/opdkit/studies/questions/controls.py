@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from opdkit.studies.estimate import ahead, change, minus, of, size
+from opdkit.studies.estimate import ahead, both, change, minus, of, size
 from opdkit.studies.study import Arm, Expectation, Study
 
 GROUPS: Mapping[str, Any] = {"prompts_per_step": 32, "sampling": {"responses": 4}}
@@ -71,10 +71,7 @@ CONTROLS = Study(
         Expectation(
             "push-down",
             "without a teacher at most a quarter of what the teacher gives is gained",
-            minus(
-                of("push-down", "gain"),
-                lambda rows: {b: v / 4 for b, v in of("teacher", "gain")(rows).items()},
-            ),
+            both(of("push-down", "gain"), of("teacher", "gain"), lambda alone, taught: alone - taught / 4),
             at_most=0.0,
         ),
         Expectation(

@@ -1,7 +1,7 @@
 """Which tokens carry it (4.2): the student's candidates, those it shares with the teacher, or the rest?
 
-The rules for chains were committed before their first run (2026-11-28, five bases, 100 steps); lists came later
-under the same ones.
+`overlap`, `rest` and `wider` were committed before the first run on chains (of means over bases; here base by base) and on lists.
+`rest is weaker` and `weighting` were added when chains had been seen (2026-11-28), and lists had not.
 """
 
 from collections.abc import Mapping
