@@ -31,7 +31,7 @@ from opdkit.recipes.predict import LEAD
 from opdkit.recipes.preflight import check
 from opdkit.run.folder import RunFolder
 from opdkit.studies.blocks import with_blocks
-from opdkit.studies.fitting import told as told_of
+from opdkit.studies.predictor_told import told as told_of
 from opdkit.studies.recipes import PAIRS, Family, Pair, family
 from opdkit.studies.testbed import Workshop, finish, table
 from opdkit.train import Silent

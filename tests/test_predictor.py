@@ -605,6 +605,31 @@ def test_the_end_is_told_with_what_was_asked_for(table: Path, tmp_path: Path, ca
     assert ("reached, lower bound too" in line) == (score["low"] >= 0.9)
 
 
+def test_a_page_says_what_the_command_says_and_keeps_what_people_wrote(
+    table: Path, tmp_path: Path, capfd: Any
+) -> None:
+    pages = tmp_path / "pages"
+    fit_ = ("study", "fit", "--table", table, "--out", tmp_path, "--pages", pages)
+    assert opd(capfd, *fit_).code == 0
+    first = (pages / "predictor.md").read_text()
+    assert f"{FROZEN} is frozen" in first and FROZEN not in (pages / "figures" / "predictor.svg").read_text()
+    (pages / "predictor.md").write_text(first + "\nOurs.\n")
+    said = opd(capfd, *fit_, "--final").out
+    page, drawn = (pages / "predictor.md").read_text(), (pages / "figures" / "predictor.svg").read_text()
+    assert page.endswith("Ours.\n") and page.count("| rehearsed |") == 3 and "by chains" in drawn
+    missing = [line for line in said.splitlines()[1:] if line and line not in page]
+    assert missing == []
+    document = json.loads((tmp_path / PREDICTOR).read_text())
+    made = [one for one in document["forecasts"]["rehearsed"] if one["scored_on"] == "family_out"]
+    score = document["scores"]["rehearsed"]["family_out"]
+    told_, came = (np.array([one[name] for one in made]) for name in ("told", "came"))
+    assert scores.auroc(told_, came >= 0.5) == pytest.approx(score["auroc"]["value"], abs=1e-4)
+    kinds = [line for line in page.splitlines() if line.startswith(("| improved | ", "| later self | "))]
+    assert len(kinds) == 2
+    first_kind = [one["came"] for one in made if one["pair"].endswith(" · improved")]
+    assert f"{len(first_kind)}: {np.mean(first_kind):.2f}".replace("-", "−") in kinds[0]
+
+
 def test_noise_is_said_to_fall_short(tmp_path: Path) -> None:
     place = tmp_path / "pairs.json"
     place.write_text(json.dumps({"rows": rows_of(pairs(families=("chain", FROZEN), bases=2, signal=False))}))

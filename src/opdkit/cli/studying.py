@@ -123,10 +123,13 @@ def fit_study(
             help="Score on the frozen family as well, once, and ship models fitted on both families.",
         ),
     ] = False,
+    pages: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write what it is worth as a page with a figure there.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fit the predictor of opd check on pairs that were checked and then distilled, and say what it is worth."""
     from opdkit.studies.fitting import fit_pairs
 
-    told, text = fit_pairs(table, out=out, final=final)
+    told, text = fit_pairs(table, out=out, final=final, pages=pages)
     print(json.dumps(told) if as_json else text)

@@ -15,7 +15,7 @@ from opdkit.studies.estimate import Rows, estimate
 from opdkit.studies.study import Study
 from opdkit.types import UserError
 
-COLOURS = ("#2a6fbb", "#c4561a", "#2d8a4e", "#8250a8", "#b8860b", "#0f8b8d", "#c2306f", "#656d76")
+COLOURS = ("#2a6fbb", "#c4561a", "#2d8a4e", "#8250a8", "#b8860b", "#0f8b8d", "#c2306f", "#656d76", "#8a5a3b")
 TITLES: Mapping[str, str] = {
     "accuracy": "accuracy, T = 0.7",
     "overlap_ratio": "overlap of the top 16",
@@ -67,8 +67,8 @@ def _curves(study: Study, rows: Rows) -> str:
                 mine = [row for row in rows if row["family"] == family and row["arm"] == arm]
                 steps = "evaluated" if name == "accuracy" else "step"
                 _lines(place, [(row["curves"][steps], row["curves"].get(name)) for row in mine], colour)
-    _legend(figure, study, rows)
-    return _svg(figure, study)
+    _legend(figure, _arms(study, rows))
+    return _svg(figure, study.name, title=study.question)
 
 
 def _depth(study: Study, rows: Rows) -> str:
@@ -81,8 +81,8 @@ def _depth(study: Study, rows: Rows) -> str:
             mine = [row for row in rows if row["family"] == family and row["arm"] == arm]
             _lines(place, [(row["curves"]["depth"], row["curves"]["advantage"]) for row in mine], colour)
         place.set_xlabel("share of the response that was kept", fontsize=8)
-    _legend(figure, study, rows)
-    return _svg(figure, study)
+    _legend(figure, _arms(study, rows))
+    return _svg(figure, study.name, title=study.question)
 
 
 def _heat(study: Study, rows: Rows) -> str:
@@ -105,7 +105,7 @@ def _heat(study: Study, rows: Rows) -> str:
             place.set_title(f"{arm}: {who}'s entropy, nats", fontsize=8, loc="left")
             place.set_xlabel("step", fontsize=8)
             place.set_ylabel("token of the response", fontsize=8)
-    return _svg(figure, study)
+    return _svg(figure, study.name, title=study.question)
 
 
 def _mean_table(tables: Sequence[Sequence[Sequence[float | None]]]) -> list[list[float]]:
@@ -136,7 +136,33 @@ def _dots(study: Study, rows: Rows) -> str:
                 place.plot(values, [i] * len(values), "o", ms=3, color=colour, alpha=0.5)
                 if (mean := estimate(values)) is not None:
                     place.plot([mean.low, mean.high], [i, i], color=colour)
-    return _svg(figure, study)
+    return _svg(figure, study.name, title=study.question)
+
+
+def foretold(predictor: Mapping[str, Any], panels: Mapping[str, str]) -> str:
+    """What came of every pair over what was foretold of it, each in the colour of its kind of teacher. `panels`: which
+    scoring, and its title."""
+    made = predictor["forecasts"]["rehearsed"]
+    groups = {
+        name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(one["group"] for one in made))
+    }
+    low, high = predictor["clip"]
+    there = {
+        where: title for where, title in panels.items() if any(one["scored_on"] == where for one in made)
+    }
+    figure, axes = _axes(1, len(there), height=3.0)
+    for place, (where, title) in zip(axes[0], there.items(), strict=True):
+        place.set_title(title, fontsize=8, loc="left")
+        place.plot([low, high], [low, high], color="#d8dee4", zorder=0)
+        place.axhline(predictor["success"], color="#d8dee4", lw=0.8, ls="--", zorder=0)
+        for group, colour in groups.items():
+            mine = [one for one in made if one["scored_on"] == where and one["group"] == group]
+            came = [min(max(one["came"], low), high) for one in mine]
+            place.plot([one["told"] for one in mine], came, "o", ms=3, color=colour, alpha=0.7)
+        place.set_xlabel("gap recovery foretold", fontsize=8)
+        place.set_ylabel("that came", fontsize=8)
+    _legend(figure, groups)
+    return _svg(figure, "predictor", title="Gap recovery foretold, and that came")
 
 
 # --- how it is drawn ------------------------------------------------------------------------------------------
@@ -160,12 +186,12 @@ def _lines(place: Any, curves: Sequence[tuple[Sequence[float], Sequence[float] |
         place.plot(known[0][0], mean, color=colour, lw=1.8)
 
 
-def _axes(lines: int, columns: int) -> tuple[Any, Any]:
+def _axes(lines: int, columns: int, *, height: float = 2.2) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("figures take matplotlib", hint="pip install 'opdkit[study]'") from error
-    figure = Figure(figsize=(2.8 * max(columns, 2), 2.2 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.8 * max(columns, 2), height * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     for place in axes.flat:
         place.tick_params(labelsize=7)
@@ -173,25 +199,28 @@ def _axes(lines: int, columns: int) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _legend(figure: Any, study: Study, rows: Rows) -> None:
+def _arms(study: Study, rows: Rows) -> dict[str, str]:
+    """Those that ran, with their colours."""
+    ran = {row["arm"] for row in rows}
+    return {arm: colour for arm, colour in _coloured(study) if arm in ran}
+
+
+def _legend(figure: Any, colours: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    ran = {row["arm"] for row in rows}
-    handles = [
-        Line2D([], [], color=colour, lw=1.8, label=arm) for arm, colour in _coloured(study) if arm in ran
-    ]
+    handles = [Line2D([], [], color=colour, lw=1.8, label=name) for name, colour in colours.items()]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8, frameon=False
     )
 
 
-def _svg(figure: Any, study: Study) -> str:
+def _svg(figure: Any, name: str, *, title: str) -> str:
     """The same bytes for the same table: no date, ids from a fixed salt."""
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": study.name, "svg.fonttype": "none"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Title": study.question})
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Title": title})
     return _short(out.getvalue())
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from opdkit.run.disk import write_atomic
+from opdkit.studies.at_scale import AT_SCALE
 from opdkit.studies.blocks import with_blocks
 from opdkit.studies.estimate import Rows, estimate
 from opdkit.studies.figures import figures
@@ -60,7 +61,8 @@ def _about(study: Study) -> Iterator[str]:
     yield "```console"
     yield f"$ opd study run {study.name} --scale full --jobs 2"
     yield f"$ opd study report {study.name}"
-    yield f"$ opd study run {study.name} --scale gpu                # the paper's models and data: at-scale.md"
+    if study.name in AT_SCALE:
+        yield f"$ opd study run {study.name} --scale gpu                # the paper's models and data: at-scale.md"
     yield "```"
 
 

@@ -284,10 +284,15 @@ def predictor_document(pairs: Sequence[Pair], *, final: bool) -> dict[str, Any]:
     _enough(seen, where="families that are not frozen")
     if final:
         _enough(frozen, where=f"the family {FROZEN}")
-    models, scores = [], {}
+    models, scores, forecasts = [], {}, {}
     for name, features in SETS.items():
         told = out_of_group(seen, features)
-        scores[name] = _scores(seen, told, frozen if final else (), features)
+        own = residuals_of(seen, told)
+        found = {"group_out": (seen, told), **(_of_frozen(seen, frozen, features) if final else {})}
+        scores[name] = {where: scored(some, said, residuals=own) for where, (some, said) in found.items()}
+        forecasts[name] = [
+            one for where, (some, said) in found.items() for one in _forecasts(where, some, said)
+        ]
         if final:
             shipped = [*seen, *frozen]
             models.append(_model(name, shipped, out_of_group(shipped, features), features))
@@ -296,6 +301,7 @@ def predictor_document(pairs: Sequence[Pair], *, final: bool) -> dict[str, Any]:
     return {
         "models": models,
         "scores": scores,
+        "forecasts": forecasts,
         "features": {f.name: {"sign": f.sign, "says": f.says, "needs": list(f.needs)} for f in FEATURES},
         "success": SUCCESS,
         "clip": list(CLIP),
@@ -311,17 +317,22 @@ def _enough(pairs: Sequence[Pair], *, where: str) -> None:
         )
 
 
-def _scores(
-    seen: Sequence[Pair], told: Array, frozen: Sequence[Pair], features: Sequence[Feature]
-) -> dict[str, Any]:
-    """Of the frozen family only where its pairs are given; intervals are those of the pairs seen."""
-    own = residuals_of(seen, told)
-    found = {"group_out": scored(seen, told, residuals=own)}
-    if frozen:
-        found["family_out"] = scored(frozen, fitted(seen, features).predict(frozen), residuals=own)
-        both = left_out_of_both(seen, frozen, features)
-        found["family_and_group_out"] = scored(frozen, both, residuals=own)
-    return found
+def _of_frozen(
+    seen: Sequence[Pair], frozen: Sequence[Pair], features: Sequence[Feature]
+) -> dict[str, tuple[Sequence[Pair], Array]]:
+    """The frozen family's pairs, and what models of the others foretell of them."""
+    return {
+        "family_out": (frozen, fitted(seen, features).predict(frozen)),
+        "family_and_group_out": (frozen, left_out_of_both(seen, frozen, features)),
+    }
+
+
+def _forecasts(where: str, pairs: Sequence[Pair], told: Array) -> list[dict[str, Any]]:
+    """What the scores are of, pair by pair: anybody can compute them again."""
+    return [
+        {"scored_on": where, "pair": pair.name, "group": pair.group, "told": value, "came": pair.recovery}
+        for pair, value in zip(pairs, told.tolist(), strict=True)
+    ]
 
 
 def residuals_of(pairs: Sequence[Pair], told: Array) -> tuple[float, float]:

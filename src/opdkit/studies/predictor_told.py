@@ -1,0 +1,218 @@
+"""The fitted predictor in words, and as a page: what it foretold of pairs that it had not seen, and what came.
+
+DIR/predictor.md            scores, kinds of pairs, weights
+DIR/figures/predictor.svg
+
+What people wrote between the blocks stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from opdkit.run.disk import write_atomic
+from opdkit.studies.blocks import with_blocks
+from opdkit.studies.factory import KINDS
+from opdkit.studies.figures import foretold
+from opdkit.studies.pages import FIGURES
+from opdkit.studies.predictor import FROZEN
+from opdkit.studies.testbed import table as markdown
+
+ASKED = {"auroc": 0.90, "hard": 0.75, "spearman": 0.80}
+"""Out of family; AUROC overall and on the hard subset, and Spearman's correlation. Told beside what came, met or not."""
+WORDS = {
+    "group_out": "kind of teacher left out",
+    "family_out": f"{FROZEN}, by models of the other family",
+    "family_and_group_out": f"{FROZEN}, kind of teacher left out too",
+}
+
+NAME = "predictor"
+PANELS = {
+    "group_out": "chain, kind of teacher left out",
+    "family_out": f"{FROZEN}, by chains",
+    "family_and_group_out": f"{FROZEN}, by chains, kind left out",
+}
+EMPTY = "\n\n".join(
+    f"<!-- {name} -->\n<!-- /{name} -->" for name in ("asked", "figure", "scores", "kinds", "weights")
+)
+NEW = f"# Can it be known before training how much of its gap a pair will recover?\n\n{EMPTY}\n"
+
+
+def told(predictor: Mapping[str, Any]) -> Iterator[str]:
+    """How many pairs, how good, by what weights; what was asked for and was not reached is said."""
+    made = predictor["made"]
+    yield f"{made['pairs']} pairs of {len(made['bases'])} bases ({_others(made['others'])})"
+    yield ""
+    yield from scored(predictor)
+    yield ""
+    for model in predictor["models"]:
+        yield from weights(model)
+        yield ""
+    yield from asked(predictor)
+
+
+def _others(others: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in sorted(others.items())) or "all that were run"
+
+
+def scored(predictor: Mapping[str, Any]) -> Iterator[str]:
+    """Both models on every scoring."""
+    head = [
+        "model",
+        "scored on",
+        "pairs (worked)",
+        "AUROC",
+        "hard subset",
+        "Spearman",
+        "in the interval",
+        "best single",
+    ]
+    rows = []
+    for name, scores in predictor["scores"].items():
+        for where, score in scores.items():
+            hard = score["hard"]
+            rows.append(
+                [
+                    name,
+                    WORDS[where],
+                    f"{score['pairs']} ({score['succeeded']})",
+                    _interval(score["auroc"]),
+                    "–"
+                    if hard is None
+                    else f"{_interval(hard['auroc'])}, {hard['pairs']} pairs ({hard['succeeded']})",
+                    _interval(score["spearman"]),
+                    _interval(score["in_interval"]),
+                    _best_single(score),
+                ]
+            )
+    yield from markdown(head, rows)
+
+
+def _best_single(score: Mapping[str, Any]) -> str:
+    known = {name: one for name, one in score["singles"].items() if one["auroc"] is not None}
+    if not known:
+        return "–"
+    best = max(known, key=lambda name: known[name]["auroc"])
+    return f"{best} {known[best]['auroc']:.2f}; better by {_interval(known[best]['better_by'])}"
+
+
+def weights(model: Mapping[str, Any]) -> Iterator[str]:
+    """One model, whole: anybody can foretell with it."""
+    yield f"**{model['name']}**: gap recovery = {model['intercept']:.2f} + Σ weight × (value − mean) ÷ scale"
+    yield ""
+    head = ["feature", "weight", "mean", "scale", "seen"]
+    yield from markdown(
+        head,
+        [
+            [
+                name,
+                f"{f['coefficient']:+.3f}",
+                f"{f['mean']:.3f}",
+                f"{f['scale']:.3f}",
+                f"{f['low']:.2f} to {f['high']:.2f}",
+            ]
+            for name, f in model["features"].items()
+        ],
+    )
+
+
+def asked(predictor: Mapping[str, Any]) -> Iterator[str]:
+    """What was asked for, what came of it on the frozen family, and whether it was reached."""
+    scores = predictor["scores"]["rehearsed"]
+    if "family_out" not in scores:
+        yield f"{FROZEN} is frozen: what was asked for is told out of family, by `opd study fit --final`."
+        return
+    score = scores["family_out"]
+    came = {
+        "auroc": score["auroc"],
+        "hard": score["hard"] and score["hard"]["auroc"],
+        "spearman": score["spearman"],
+    }
+    for name, least in ASKED.items():
+        found = came[name]
+        reached = found is not None and found["low"] is not None and found["low"] >= least
+        near = found is not None and found["value"] >= least
+        word = (
+            "reached, lower bound too"
+            if reached
+            else "reached, its lower bound not"
+            if near
+            else "not reached"
+        )
+        yield f"- {name} {_interval(found)}, asked for {least:.2f}: {word}"
+    behind = [
+        n for n, one in score["singles"].items() if not ((one["better_by"] or {}).get("low") or -1.0) > 0
+    ]
+    yield f"- better than every single feature: {'no: not surely than ' + ', '.join(behind) if behind else 'yes'}"
+
+
+def _interval(score: Mapping[str, float | None] | None) -> str:
+    if score is None:
+        return "–"
+    if score["low"] is None:
+        return f"{score['value']:.2f}"
+    return f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def write_page(predictor: Mapping[str, Any], place: Path) -> None:
+    """The page and its figure in `place`, made where they are not."""
+    (place / FIGURES).mkdir(parents=True, exist_ok=True)
+    write_atomic(place / FIGURES / f"{NAME}.svg", data=foretold(predictor, PANELS).encode())
+    page = place / f"{NAME}.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else NEW
+    write_atomic(
+        page, data=with_blocks(text, {name: list(of) for name, of in _blocks(predictor).items()}).encode()
+    )
+
+
+def _blocks(predictor: Mapping[str, Any]) -> dict[str, Iterator[str]]:
+    return {
+        "asked": asked(predictor),
+        "figure": _figure(),
+        "scores": scored(predictor),
+        "kinds": _kinds(predictor),
+        "weights": _all_weights(predictor),
+    }
+
+
+def _figure() -> Iterator[str]:
+    yield f"![Gap recovery foretold, and that came]({FIGURES}/{NAME}.svg)"
+    yield ""
+    yield "A point is a pair; on the line it did as foretold, above the dashed line it recovered half of its gap."
+
+
+def _all_weights(predictor: Mapping[str, Any]) -> Iterator[str]:
+    for model in predictor["models"]:
+        yield from weights(model)
+        yield ""
+
+
+def _kinds(predictor: Mapping[str, Any]) -> Iterator[str]:
+    """Kind by kind: pairs with a lead, what came of them and what was foretold by models that had seen none like them."""
+    made = predictor["forecasts"]["rehearsed"]
+    columns = [name for name in PANELS if any(one["scored_on"] == name for one in made)]
+    families = {"group_out": "chain", "family_out": FROZEN}
+    head = ["kind", "kind of teacher", *(f"{families[c]}: pairs, came" for c in columns if c in families)]
+    head += [f"foretold: {PANELS[name]}" for name in columns]
+    body = []
+    for kind in KINDS:
+        mine = [one for one in made if one["pair"].endswith(f" · {kind.name}")]
+        parts = {name: [one for one in mine if one["scored_on"] == name] for name in columns}
+        came = [_spread([one["came"] for one in parts[name]]) for name in columns if name in families]
+        said = [_spread([one["told"] for one in parts[name]], counted=False) for name in columns]
+        body.append([kind.name, kind.group, *came, *said])
+    yield from markdown(head, body)
+
+
+def _spread(values: Sequence[float], *, counted: bool = True) -> str:
+    """The mean, from the least to the most."""
+    if not values:
+        return "no lead" if counted else "–"
+    count = f"{len(values)}: " if counted else ""
+    return f"{count}{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})".replace("-", "−")
