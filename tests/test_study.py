@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands import opd
+from opdkit.run.folder import RunFolder
 from opdkit.studies import campaign as campaigns
 from opdkit.studies.campaign import Task, campaign, tasks
 from opdkit.studies.estimate import ahead, change, estimate, largest, of, ratio, size
@@ -359,6 +360,33 @@ def test_rows_of_other_scales_stay_and_the_widest_is_told(tmp_path: Path) -> Non
     assert "0.95 [0.9, 1]: holds" in text and "**holds**" in text
     front = "\n".join(front_lines([(study, rows)]))
     assert "| holds (1 of 1) | – | does not hold (0 of 1) | **holds** |" in front
+
+
+@pytest.mark.parametrize(
+    "open_ended, after, collapsed",
+    [
+        ([0.1] * 12, 0.4, 0.0),
+        ([0.1] * 6 + [0.9] * 6, 0.4, 1.0),  # responses lost their end
+        ([0.1] * 10 + [0.9] * 2, 0.4, 0.0),  # for two steps
+        ([0.9] * 12, 0.4, 0.0),  # a cap cuts them from the start
+        ([0.9] * 12, 0.1, 1.0),  # the score is gone
+    ],
+)
+def test_what_has_collapsed_did_well_before(
+    open_ended: list[float], after: float, collapsed: float, tmp_path: Path
+) -> None:
+    with RunFolder.create(tmp_path / "run", config_toml="", env={}) as folder:
+        for step, share in enumerate(open_ended, start=1):
+            folder.log_metrics(
+                step, {"truncated_fraction": share, "response_length": 8.0, "seconds/step": 0.1}
+            )
+        for step, score in ((0, 0.3), (12, after)):
+            folder.log_eval({"step": step, "avg_at_k": score, "teacher_avg_at_k": 0.5})
+    found = read_run(tmp_path / "run", drawn=4)
+    assert found["collapsed"] == collapsed and found["not_ended_worst_five"] == pytest.approx(
+        max(sum(open_ended[i : i + 5]) / 5 for i in range(8))
+    )
+    assert found["recovery"] == pytest.approx((after - 0.3) / 0.2) and found["tokens"] == 12 * 8 * 4
 
 
 def test_what_people_wrote_on_a_page_stays(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ CURVES = ("overlap_ratio", "overlap_mass_student", "overlap_mass_teacher", "over
 POINTS, WINDOW = 10, 5
 """Means of a tenth of the run each; ends are means of so many steps."""
 COLLAPSED = 0.5
-"""Of the score before: a run that ends below it has collapsed, and so has one in which more than half of the responses of some
-five steps in a row did not end by themselves."""
+"""Of the score before: a run that ends below it has collapsed, and so has one in which at first at least half of the responses
+ended by themselves and over some five steps in a row fewer did. A cap that cuts most of them from the start is no collapse."""
 
 
 def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
     first, last = evals[0], evals[-1]
     before, after, teacher = first["avg_at_k"], last["avg_at_k"], first.get("teacher_avg_at_k")
     open_ended = [row["truncated_fraction"] + row.get("cut_fraction", 0.0) for row in metrics]
-    worst = max(_windows(open_ended))
+    first_five, worst = _windows(open_ended)[0], max(_windows(open_ended))
     return {
         "before": before,
         "teacher": teacher,
@@ -40,7 +40,7 @@ def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
         "recovery": None if teacher is None else gap_recovery(before, after, teacher),
         "kinds": {"before": first.get("by_group", {}), "after": last.get("by_group", {})},
         "not_ended_worst_five": worst,
-        "collapsed": float(worst > 0.5 or after < COLLAPSED * before),
+        "collapsed": float(first_five <= 0.5 < worst or after < COLLAPSED * before),
         "tokens": round(sum(row["response_length"] for row in metrics) * drawn),
         "seconds": sum(row["seconds/step"] for row in metrics),
         **ends(metrics, CURVES),
