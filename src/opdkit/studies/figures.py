@@ -86,11 +86,12 @@ def _depth(study: Study, rows: Rows) -> str:
 
 
 def _heat(study: Study, rows: Rows) -> str:
-    """Entropy of both models by position (upwards) and step, mean over bases."""
-    arms = [arm for arm in study.heat if any(row["arm"] == arm for row in rows)]
-    figure, axes = _axes(len(arms), 2)
-    for line, arm in zip(axes, arms, strict=True):
-        mine = [row for row in rows if row["arm"] == arm]
+    """Entropy of both models by position (upwards) and step, mean over bases of a family."""
+    parts = {(name, arm): [r for r in rows if (r["family"], r["arm"]) == (name, arm)]
+             for name in _families(rows) for arm in study.heat}  # fmt: skip
+    parts = {at: some for at, some in parts.items() if some}
+    figure, axes = _axes(len(parts), 2)
+    for line, ((name, arm), mine) in zip(axes, parts.items(), strict=True):
         for place, who in zip(line, ("student", "teacher"), strict=True):
             table = _mean_table([row["curves"][f"entropy_{who}_by_position"] for row in mine])
             first = mine[0]["curves"]
@@ -102,7 +103,7 @@ def _heat(study: Study, rows: Rows) -> str:
                 cmap="viridis",
             )
             figure.colorbar(image, ax=place)
-            place.set_title(f"{arm}: {who}'s entropy, nats", fontsize=8, loc="left")
+            place.set_title(f"{name}, {arm}: {who}'s entropy", fontsize=8, loc="left")
             place.set_xlabel("step", fontsize=8)
             place.set_ylabel("token of the response", fontsize=8)
     return _svg(figure, study.name, title=study.question)

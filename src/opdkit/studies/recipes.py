@@ -122,15 +122,14 @@ def _imitation(steps: int) -> dict[str, Any]:
 
 
 FAMILIES = ("chain", "lists")
+_LONG = {"depth": [20, 22], "slip_share": 0.001}  # a slip in a hundred steps would spoil one in five
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "chain-23": {"modulus": 23},
     "chain-197": {"modulus": 197},
-    "chain-long": {
-        "depth": [20, 22],
-        "slip_share": 0.001,
-    },  # a slip in a hundred steps would spoil one in five
+    "chain-long": _LONG,
+    "lists-long": _LONG,
 }
-"""Chains with other dials: a smaller and a larger vocabulary, and answers of 46 tokens."""
+"""Families with other dials: a smaller and a larger vocabulary, and answers of 46 tokens."""
 FACT_STEPS = {"chain": 1700, "lists": 3000}
 """Steps in which `bigger` learns the facts; those of lists come later: at 1,700 it knew one in twenty."""
 BODIES = ("qwen3", "llama")
@@ -140,10 +139,11 @@ def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", se
     """All recipes of a family, or of a variant, in the world `seed`; initial weights are other ones in every world."""
     kin, dials = name.partition("-")[0], VARIANTS.get(name)
     assert name in (*FAMILIES, *VARIANTS), name
-    context = 512 if name == "chain-long" else 64
+    long = name.endswith("-long")
+    context = 512 if long else 64
     small = Body(48, 144, 0.1, kind=kind, context=context)
     large = Body(96, 384, 0.08, kind=kind, context=context)
-    found = 2500 if name == "chain-long" else 5000  # problems to try; long ones take longer
+    found = 2500 if long else 5000  # problems to try; long ones take longer
     improve = {
         "story": "improve",
         "steps": 160,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opdkit.studies.estimate import Estimate, PerBase, Rows, estimate
-from opdkit.studies.recipes import FAMILIES
+from opdkit.studies.recipes import FAMILIES, VARIANTS
 
 Verdict = Literal["holds", "does not hold", "undecided", "not run"]
 Outcome = Literal["holds", "does not hold", "partly", "undecided", "not run"]
@@ -25,7 +25,7 @@ class Arm:
     """`student` and `teacher` are models of the family (no teacher: the push-down control); `settings` lie over its usual run,
     a function of its steps where they depend on them.
 
-    `steps` multiplies the scale's. `world` is a variant of the chain family, in which other families have no part.
+    `steps` multiplies the scale's. `variant`: of families that have it (`recipes.VARIANTS`); others have no part in the arm.
     `measured`: a run, or numbers of a pair (`opdkit.studies.pairwise`), after a run of `settings` where `trained`.
     `draw`: which of several samplings of one and the same configuration; 0 is the one that other questions share.
     """
@@ -35,7 +35,7 @@ class Arm:
     teacher: str | None = "improved"
     settings: Settings | Callable[[int], Settings] = field(default_factory=dict)
     steps: float = 1.0
-    world: str | None = None
+    variant: str | None = None
     measured: Measured = "run"
     trained: bool = False
     draw: int = 0
@@ -45,10 +45,11 @@ class Arm:
         return self.settings(steps) if callable(self.settings) else self.settings
 
     def within(self, family: str) -> str | None:
-        """The family whose models the arm takes; None where it has no part."""
-        if self.world is None:
+        """The family, or the variant of it, whose models the arm takes; None where it has no part."""
+        if self.variant is None:
             return family
-        return self.world if family == "chain" else None
+        name = f"{family}-{self.variant}"
+        return name if name in VARIANTS else None
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def about(study: Study) -> dict[str, Any]:
             arm.name: {
                 "pair": [arm.student, arm.teacher],
                 "steps": arm.steps,
-                "world": arm.world,
+                "variant": arm.variant,
                 "measured": arm.measured,
                 **({"draw": arm.draw} if arm.draw else {}),
                 "settings": dict(arm.over(SCALES["full"].steps)),

@@ -21,10 +21,10 @@ def _control(how: str) -> Mapping[str, Any]:
     return {"objective": {"preset": "sampled", "signal": {"control": how}}}
 
 
-def _sizes(words: int, world: str | None) -> tuple[Arm, Arm]:
+def _sizes(words: int, variant: str | None) -> tuple[Arm, Arm]:
     return (
-        Arm(f"top 16 of {words} words", world=world),
-        Arm(f"all of {words} words", world=world, settings={"objective": {"preset": "full"}}),
+        Arm(f"top 16 of {words} words", variant=variant),
+        Arm(f"all of {words} words", variant=variant, settings={"objective": {"preset": "full"}}),
     )
 
 
@@ -64,8 +64,8 @@ CONTROLS = Study(
         Arm("groups", settings=GROUPS),
         Arm("bigger, joint", teacher="bigger", settings=_reward("additive")),
         Arm("bigger, sequential", teacher="bigger", settings=_sequential),
-        *_sizes(110, "chain-23"),
-        *_sizes(284, "chain-197"),
+        *_sizes(110, "23"),
+        *_sizes(284, "197"),
     ),
     expected=(
         Expectation(

@@ -1,8 +1,9 @@
-"""How long may responses be before dense rewards hurt (6.1)? Chains of 20 to 22 operands, answers of some 46 tokens.
+"""How long may responses be before dense rewards hurt (6.1)? Chains of 20 to 22 operands and lists of as many items, answers of
+some 46 tokens.
 
-Two teachers: `improved`, which ends as the student does, and `other_end`, with another end token, with which runs
-lose their end.
+Two teachers: `improved`, which ends as the student does, and `other_end`, with another end token, with which runs lose their end.
 On one base (0) it had been seen before that the plain run with `other_end` collapses, and that a window of 24 tokens does not.
+Lists were made and run, under the same rules, when the chains had been seen.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ def _arm(name: str, teacher: str, most: int = MOST, **more: Any) -> Arm:
         "eval": {"responses": 1, "teacher": True, "max_tokens": MOST},
         **more,
     }
-    return Arm(name, teacher=teacher, settings=settings, steps=0.6, world="chain-long")
+    return Arm(name, teacher=teacher, settings=settings, steps=0.6, variant="long")
 
 
 LENGTH = Study(
@@ -89,7 +90,7 @@ LENGTH = Study(
             claim=False,
         ),
     ),
-    differs="Chains only: lists of twenty items were not made. The collapse here comes from an end token that the "
+    differs="The collapse here comes from an end token that the "
     "teacher does not use, "
     "the paper's from depth; a whole-paper reproduction with far smaller batches saw no collapse at 10K or 15K. "
     "docs/horizon.md.",
