@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from commands import opd
+from opdkit.diagnostics import gap_recovery
 from opdkit.recipes import predict as predicting
 from opdkit.recipes.document import Opinion, document, lines, schema
 from opdkit.recipes.features import FEATURES, READ
@@ -108,10 +109,10 @@ def rows_of(some: list[Pair]) -> list[dict[str, Any]]:
             scores_ = {
                 "before": 0.2 + 0.02 * draw,
                 "teacher": 0.6,
-                "after": 0.2 + 0.38 * pair.recovery + 0.02 * draw,
+                "after": 0.21 + 0.39 * pair.recovery + (0.01 if draw else -0.01),
             }
-            scores_["after"] = 0.21 + 0.39 * pair.recovery + (0.01 if draw else -0.01)
-            rows.append({**place, "arm": run_name(kind, draw), "recovery": 0.0, **scores_})
+            recovery = gap_recovery(scores_["before"], scores_["after"], scores_["teacher"])
+            rows.append({**place, "arm": run_name(kind, draw), "recovery": recovery, **scores_})
     return rows
 
 
@@ -380,6 +381,19 @@ def test_pairs_come_from_a_check_and_the_mean_of_its_runs() -> None:
     found, others = pairs_of(bare)
     assert others == {"not run": 2, "no lead": 2, "refused by files": 2} and len(found) == len(some) - 6
     assert not {p.kind for p in found} & {kind.name for kind in KINDS[1:4]}
+
+
+def test_a_run_is_held_against_the_other_of_its_pair() -> None:
+    draws = [(0.1, 0.2), (0.9, 0.4), (0.7, 1.2), (0.6, 0.7), (None, 0.3)]
+    some = [replace(p, draws=d, recovery=0.4) for p, d in zip(pairs(bases=1), draws, strict=False)]
+    found = predictor.scored(some, np.zeros(5), residuals=(-1.0, 1.0))["run_by_run"]
+    first, second = np.array(draws[:4], dtype=float).T
+    assert found["pairs"] == 4 and found["spearman"]["value"] == pytest.approx(spearmanr(first, second)[0])
+    assert found["auroc"]["value"] == pytest.approx(roc_auc_score(second >= 0.5, first))
+    assert found["mean_absolute_error"] == pytest.approx(np.abs(first - second).mean())
+    assert predictor.scored(pairs(bases=1), np.zeros(18), residuals=(-1.0, 1.0))["run_by_run"] is None
+    for pair in pairs_of(rows_of(pairs(bases=1)))[0]:
+        assert np.mean(pair.draws) == pytest.approx(pair.recovery, abs=0.05)
 
 
 def test_recovery_is_fitted_within_bounds() -> None:

@@ -28,13 +28,12 @@ def fit_pairs(
     Raises UserError where there is no table, or too little in it, or no scikit-learn, or no folder to write to.
     """
     rows = _rows(table)
-    found, others = pairs_of(widest(rows))
-    used = found if final else [pair for pair in found if pair.family != FROZEN]
+    found, others = pairs_of([row for row in widest(rows) if final or row["family"] != FROZEN])
     if not out.is_dir():
         raise UserError(f"there is no folder {out}", hint="opd study fit --out DIR")
-    made = {**_provenance(table, rows, used), "others": others, "final": final}
+    made = {**_provenance(table, rows, found), "others": others, "final": final}
     predictor = {"made": made, **predictor_document(found, final=final)}
-    documents = {PREDICTOR: predictor, BANDS: {"made": made, **bands_document(used)}}
+    documents = {PREDICTOR: predictor, BANDS: {"made": made, **bands_document(found)}}
     for name, document in documents.items():
         write_atomic(out / name, data=f"{_lines(short(document))}\n".encode())
     if pages is not None:

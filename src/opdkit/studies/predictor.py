@@ -52,7 +52,8 @@ BANDED = ("overlap_ratio", "overlap_mass_student", "overlap_mass_teacher", "entr
 
 @dataclass(frozen=True)
 class Pair:
-    """What was checked of a pair, and what became of it: gap recovery of mean scores over both draws."""
+    """What was checked of a pair, and what became of it: gap recovery of mean scores over both draws, and of each alone
+    (None where its teacher had no lead)."""
 
     family: str
     seed: int
@@ -61,6 +62,7 @@ class Pair:
     recovery: float
     metrics: Mapping[str, float]
     sizes: tuple[int, int]
+    draws: tuple[float | None, ...] = ()
 
     @property
     def name(self) -> str:
@@ -108,14 +110,14 @@ def pairs_of(rows: Rows) -> tuple[list[Pair], dict[str, int]]:
             elif not check["metrics"]:
                 others["refused by files"] += 1
             else:
-                found.append(_pair(kind, check, recovery))
+                found.append(_pair(kind, check, recovery, draws=tuple(run["recovery"] for run in runs)))
     return found, dict(others)
 
 
-def _pair(kind: Kind, check: Row, recovery: float) -> Pair:
+def _pair(kind: Kind, check: Row, recovery: float, *, draws: tuple[float | None, ...]) -> Pair:
     metrics = {name: value for name, value in check["metrics"].items() if value is not None}
     sizes = check["sizes"][0], check["sizes"][1]
-    return Pair(check["family"], check["seed"], kind.name, kind.group, recovery, metrics, sizes)
+    return Pair(check["family"], check["seed"], kind.name, kind.group, recovery, metrics, sizes, draws)
 
 
 def matrix(pairs: Sequence[Pair], features: Sequence[Feature]) -> Array:
@@ -227,7 +229,23 @@ def scored(pairs: Sequence[Pair], told: Array, *, residuals: tuple[float, float]
         **whole,
         "hard": _ranked([pairs[i] for i in hard], told[hard]) if len(hard) else None,
         "mean_absolute_error": float(np.abs(told - came).mean()),
+        "run_by_run": _run_by_run(pairs),
         "in_interval": plain(mean_score(within, numbered([of_base(pair) for pair in pairs]))),
+    }
+
+
+def _run_by_run(pairs: Sequence[Pair]) -> dict[str, Any] | None:
+    """How well the first run of a pair foretells the second, which differs by sampling alone: a measure of what can be known."""
+    both = [(pair, *pair.draws) for pair in pairs if len(pair.draws) == 2 and None not in pair.draws]
+    if not both:
+        return None
+    base = numbered([of_base(pair) for pair, *_ in both])
+    first, second = (np.array([each[i] for each in both], dtype=float) for i in (1, 2))
+    return {
+        "pairs": len(both),
+        "auroc": plain(auroc_score(first, second >= SUCCESS, base)),
+        "spearman": plain(spearman_score(first, second, base)),
+        "mean_absolute_error": float(np.abs(np.clip(first, *CLIP) - np.clip(second, *CLIP)).mean()),
     }
 
 

@@ -28,6 +28,8 @@ WORDS = {
     "family_out": f"{FROZEN}, by models of the other family",
     "family_and_group_out": f"{FROZEN}, kind of teacher left out too",
 }
+FAMILY_OF = {"group_out": "chain", "family_out": FROZEN}
+"""Whose pairs are scored."""
 
 NAME = "predictor"
 PANELS = {
@@ -36,7 +38,8 @@ PANELS = {
     "family_and_group_out": f"{FROZEN}, by chains, kind left out",
 }
 EMPTY = "\n\n".join(
-    f"<!-- {name} -->\n<!-- /{name} -->" for name in ("asked", "figure", "scores", "kinds", "weights")
+    f"<!-- {name} -->\n<!-- /{name} -->"
+    for name in ("asked", "figure", "scores", "singles", "kinds", "weights")
 )
 NEW = f"# Can it be known before training how much of its gap a pair will recover?\n\n{EMPTY}\n"
 
@@ -88,6 +91,41 @@ def scored(predictor: Mapping[str, Any]) -> Iterator[str]:
                     _best_single(score),
                 ]
             )
+    yield from markdown(head, rows)
+    yield from _ceiling(predictor["scores"]["rehearsed"])
+
+
+def _ceiling(scores: Mapping[str, Any]) -> Iterator[str]:
+    """How well a run foretells another of the same pair."""
+    for where, family in FAMILY_OF.items():
+        score = scores.get(where, {}).get("run_by_run")
+        if score is not None:
+            yield ""
+            yield (
+                f"For scale, {family}: one run of a pair foretells another, that differs by sampling alone, with an AUROC of "
+                f"{_interval(score['auroc'])} and a Spearman of {_interval(score['spearman'])}."
+            )
+
+
+def singles(predictor: Mapping[str, Any]) -> Iterator[str]:
+    """Every number alone, in the direction that does better on these very pairs, and how much better the predictor is."""
+    scores = {where: score for where, score in predictor["scores"]["rehearsed"].items() if where in FAMILY_OF}
+    head = [
+        "alone",
+        *(
+            f"{FAMILY_OF[where]}: {what}"
+            for where in scores
+            for what in ("AUROC", "better by", "hard subset")
+        ),
+    ]
+    rows = []
+    for name in predictor["scores"]["rehearsed"]["group_out"]["singles"]:
+        cells = [name]
+        for score in scores.values():
+            one, hard = score["singles"][name], (score["hard"] or {}).get("singles", {}).get(name)
+            hard_one = "–" if hard is None or hard["auroc"] is None else f"{hard['auroc']:.2f}"
+            cells += [f"{one['auroc']:.2f}", _interval(one["better_by"]), hard_one]
+        rows.append(cells)
     yield from markdown(head, rows)
 
 
@@ -176,6 +214,7 @@ def _blocks(predictor: Mapping[str, Any]) -> dict[str, Iterator[str]]:
         "asked": asked(predictor),
         "figure": _figure(),
         "scores": scored(predictor),
+        "singles": singles(predictor),
         "kinds": _kinds(predictor),
         "weights": _all_weights(predictor),
     }
@@ -197,14 +236,13 @@ def _kinds(predictor: Mapping[str, Any]) -> Iterator[str]:
     """Kind by kind: pairs with a lead, what came of them and what was foretold by models that had seen none like them."""
     made = predictor["forecasts"]["rehearsed"]
     columns = [name for name in PANELS if any(one["scored_on"] == name for one in made)]
-    families = {"group_out": "chain", "family_out": FROZEN}
-    head = ["kind", "kind of teacher", *(f"{families[c]}: pairs, came" for c in columns if c in families)]
+    head = ["kind", "kind of teacher", *(f"{FAMILY_OF[c]}: pairs, came" for c in columns if c in FAMILY_OF)]
     head += [f"foretold: {PANELS[name]}" for name in columns]
     body = []
     for kind in KINDS:
         mine = [one for one in made if one["pair"].endswith(f" · {kind.name}")]
         parts = {name: [one for one in mine if one["scored_on"] == name] for name in columns}
-        came = [_spread([one["came"] for one in parts[name]]) for name in columns if name in families]
+        came = [_spread([one["came"] for one in parts[name]]) for name in columns if name in FAMILY_OF]
         said = [_spread([one["told"] for one in parts[name]], counted=False) for name in columns]
         body.append([kind.name, kind.group, *came, *said])
     yield from markdown(head, body)
