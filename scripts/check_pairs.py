@@ -31,7 +31,7 @@ from opdkit.recipes.predict import LEAD
 from opdkit.recipes.preflight import check
 from opdkit.run.folder import RunFolder
 from opdkit.studies.blocks import with_blocks
-from opdkit.studies.predictor_told import told as told_of
+from opdkit.studies.predictor_told import asked, weights
 from opdkit.studies.recipes import PAIRS, Family, Pair, family
 from opdkit.studies.testbed import Workshop, finish, table
 from opdkit.train import Silent
@@ -195,9 +195,15 @@ def page(told: Mapping[str, Any]) -> str:
 
 
 def predicted() -> Iterator[str]:
-    """What the fitted predictor is worth, of the document that is shipped."""
+    """What the fitted predictor is worth, and its weights, of the document that is shipped."""
     document = shipped(PREDICTOR)
-    yield from told_of(document) if document else ("Not fitted yet: ranges are those of verdicts, above.",)
+    if document is None:
+        yield "Not fitted yet: ranges are those of verdicts, above."
+        return
+    yield from asked(document)
+    for model in document["models"]:
+        yield ""
+        yield from weights(model)
 
 
 def pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

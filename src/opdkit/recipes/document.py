@@ -214,15 +214,18 @@ def _parts(parts: Mapping[str, float], sign: int) -> str:
 
 
 def _bands(told: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{band['name']} {band['value']:.2f}: {_among(band, 'working')} pairs of the testbed, {_among(band, 'failing')} ones"
+    """Where single numbers lie among those of pairs that worked and that failed, each side's middle 80 % beside it."""
+    rows = [
+        f"{band['name']:30} {band['value']:8.3f}  {_among(band, 'working'):30}{_among(band, 'failing')}"
         for band in told.get("bands", ())
     ]
+    head = f"{'among pairs of the testbed':39}  {'that worked':30}that failed"
+    return [head, *rows] if rows else []
 
 
 def _among(band: Mapping[str, Any], side: str) -> str:
     quantiles = band[side]["quantiles"]
-    return f"{lies(band['value'], quantiles)} {side} ({quantiles[1]:.2f} to {quantiles[3]:.2f})"
+    return f"{lies(band['value'], quantiles):13}{quantiles[1]:.2f} to {quantiles[3]:.2f}"
 
 
 def _ranking(told: Mapping[str, Any]) -> list[str]:

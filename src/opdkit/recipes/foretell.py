@@ -103,11 +103,11 @@ def lies(value: float, quantiles: Sequence[float]) -> str:
     """Where a number is among quantiles as in QUANTILES.
 
     >>> [lies(x, [0.3, 0.4, 0.5, 0.6, 0.7]) for x in (0.2, 0.35, 0.5, 0.65, 0.8)]
-    ['below all', 'below most', 'inside the', 'above most', 'above all']
+    ['below all', 'below most', 'inside', 'above most', 'above all']
     """
     least, low, _, high, most = quantiles
     if low <= value <= high:
-        return "inside the"
+        return "inside"
     if value < low:
         return "below all" if value < least else "below most"
     return "above all" if value > most else "above most"

@@ -53,7 +53,7 @@ def _fitted(metrics: Mapping[str, Number]) -> dict[str, Any] | None:
         "gap_recovery": {name: told[name] for name in ("value", "low", "high")},
         **{name: told[name] for name in ("parts", "outside", "nearest")},
         "basis": f"fitted on {made['pairs']} pairs of the testbed{read}; 90 % of pairs of a kind left out lay within "
-        "(docs/check.md); small models, one recipe",
+        "(docs/studies/predictor.md); small models, one recipe",
     }
 
 

@@ -306,10 +306,13 @@ def predictor_document(pairs: Sequence[Pair], *, final: bool) -> dict[str, Any]:
     for name, features in SETS.items():
         told = out_of_group(seen, features)
         own = residuals_of(seen, told)
-        found = {"group_out": (seen, told), **(_of_frozen(seen, frozen, features) if final else {})}
+        found = {"group_out": (seen, told), **(_of_frozen(seen, told, frozen, features) if final else {})}
         scores[name] = {where: scored(some, said, residuals=own) for where, (some, said) in found.items()}
         forecasts[name] = [
-            one for where, (some, said) in found.items() for one in _forecasts(where, some, said)
+            one
+            for where, (some, said) in found.items()
+            if where != "all"
+            for one in _forecasts(where, some, said)
         ]
         if final:
             shipped = [*seen, *frozen]
@@ -336,12 +339,14 @@ def _enough(pairs: Sequence[Pair], *, where: str) -> None:
 
 
 def _of_frozen(
-    seen: Sequence[Pair], frozen: Sequence[Pair], features: Sequence[Feature]
+    seen: Sequence[Pair], told: Array, frozen: Sequence[Pair], features: Sequence[Feature]
 ) -> dict[str, tuple[Sequence[Pair], Array]]:
-    """The frozen family's pairs, and what models of the others foretell of them."""
+    """The frozen family's pairs, and what models of the others foretell of them; and all pairs, each without its kind."""
+    both = left_out_of_both(seen, frozen, features)
     return {
         "family_out": (frozen, fitted(seen, features).predict(frozen)),
-        "family_and_group_out": (frozen, left_out_of_both(seen, frozen, features)),
+        "family_and_group_out": (frozen, both),
+        "all": ([*seen, *frozen], np.concatenate([told, both])),
     }
 
 

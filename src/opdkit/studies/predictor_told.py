@@ -27,9 +27,11 @@ WORDS = {
     "group_out": "kind of teacher left out",
     "family_out": f"{FROZEN}, by models of the other family",
     "family_and_group_out": f"{FROZEN}, kind of teacher left out too",
+    "all": f"all: chains as in the first line, {FROZEN} as in the third",
 }
 FAMILY_OF = {"group_out": "chain", "family_out": FROZEN}
 """Whose pairs are scored."""
+ALONE = {**FAMILY_OF, "all": "all"}
 
 NAME = "predictor"
 PANELS = {
@@ -109,14 +111,10 @@ def _ceiling(scores: Mapping[str, Any]) -> Iterator[str]:
 
 def singles(predictor: Mapping[str, Any]) -> Iterator[str]:
     """Every number alone, in the direction that does better on these very pairs, and how much better the predictor is."""
-    scores = {where: score for where, score in predictor["scores"]["rehearsed"].items() if where in FAMILY_OF}
+    scores = {where: score for where, score in predictor["scores"]["rehearsed"].items() if where in ALONE}
     head = [
         "alone",
-        *(
-            f"{FAMILY_OF[where]}: {what}"
-            for where in scores
-            for what in ("AUROC", "better by", "hard subset")
-        ),
+        *(f"{ALONE[where]}: {what}" for where in scores for what in ("AUROC", "better by", "hard subset")),
     ]
     rows = []
     for name in predictor["scores"]["rehearsed"]["group_out"]["singles"]:
@@ -181,10 +179,18 @@ def asked(predictor: Mapping[str, Any]) -> Iterator[str]:
             else "not reached"
         )
         yield f"- {name} {_interval(found)}, asked for {least:.2f}: {word}"
+    whole = scores["all"]
+    yield f"- better than every single number, on {FROZEN}: {_better(score)}; on all {whole['pairs']} pairs: {_better(whole)}"
+
+
+def _better(score: Mapping[str, Any]) -> str:
+    """Whether the intervals of all differences lie above 0."""
     behind = [
-        n for n, one in score["singles"].items() if not ((one["better_by"] or {}).get("low") or -1.0) > 0
+        name
+        for name, one in score["singles"].items()
+        if not ((one["better_by"] or {}).get("low") or -1.0) > 0
     ]
-    yield f"- better than every single feature: {'no: not surely than ' + ', '.join(behind) if behind else 'yes'}"
+    return f"no, not surely than {', '.join(behind)}" if behind else "yes"
 
 
 def _interval(score: Mapping[str, float | None] | None) -> str:
