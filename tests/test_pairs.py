@@ -12,7 +12,7 @@ import pytest
 
 from opdkit.studies import campaign as campaigns
 from opdkit.studies.campaign import campaign, config_key, configured
-from opdkit.studies.factory import CHECKED, DRAWS, FACTORY, KINDS, Dial, check_name, run_name
+from opdkit.studies.factory import BEYOND, CHECKED, DRAWS, FACTORY, KINDS, OUTSIDE, Dial, check_name, run_name
 from opdkit.studies.pages import came
 from opdkit.studies.questions import RUNNABLE, STUDIES
 from opdkit.studies.recipes import Family, Recipe, family
@@ -44,13 +44,14 @@ def test_every_dial_is_turned_and_every_model_is_known() -> None:
     assert {dial for kind in KINDS for dial in kind.dials} == set(get_args(Dial))
     for name in ("chain", "lists"):
         made = {recipe.name for recipe in family(name).recipes}
-        assert all({kind.student, kind.teacher} <= made for kind in KINDS)
+        assert all({kind.student, kind.teacher} <= made for kind in (*KINDS, *OUTSIDE))
     assert len({arm.name for arm in FACTORY.arms}) == len(FACTORY.arms) == 3 * len(KINDS)
+    assert not {(k.student, k.teacher) for k in KINDS} & {(k.student, k.teacher) for k in OUTSIDE}
     assert len({kind.group for kind in KINDS}) >= 8, "too few kinds of teacher to leave one out"
 
 
 def test_it_runs_beside_the_questions_and_is_none_of_them() -> None:
-    assert FACTORY.name not in STUDIES and set(RUNNABLE) == {*STUDIES, FACTORY.name}
+    assert FACTORY.name not in STUDIES and set(RUNNABLE) == {*STUDIES, FACTORY.name, BEYOND.name}
 
 
 @pytest.mark.parametrize(

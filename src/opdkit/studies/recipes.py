@@ -4,7 +4,7 @@
 `improved` finds what is right by trying: new capability in the student's own style. `bigger` comes out of the
 same pipeline, holds the facts, and scores higher. `restyled` says what is right in other words.
 `cold_started` is the student after a short imitation of `restyled`. `other_end` is `improved` but for its end
-token. The others are what single questions of the study need, the last five of them pairs only
+token. The others are what single questions of the study need, the last seven of them pairs only
 (`opdkit.studies.factory`). Settings were found on world seeds 3 and 4
 (docs/testbed.md); `opd study build testbed` uses others.
 """
@@ -185,6 +185,8 @@ def family(name: str = "chain", *, kind: Literal["qwen3", "llama"] = "qwen3", se
         Recipe("mixed", _imitation(200), start="student", source="mixed", of="restyled"),
         Recipe("two_styles", _imitation(200), start="restyled", source="mixed", of="improved"),
         Recipe("end_started", _imitation(60), start="student", source="samples", of="other_end"),
+        Recipe("young_stranger", _sft(1600, 4e-3), body=small, seed=71 + 10 * seed),
+        Recipe("stranger", improve, start="young_stranger"),
     )
     distill: dict[str, Any] = {
         "story": "distill",

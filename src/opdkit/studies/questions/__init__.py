@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opdkit.studies.factory import FACTORY
+from opdkit.studies.factory import BEYOND, FACTORY
 from opdkit.studies.questions.candidates import CANDIDATES
 from opdkit.studies.questions.code_or_equation import CODE_OR_EQUATION
 from opdkit.studies.questions.cold_start import COLD_START
@@ -44,5 +44,5 @@ STUDIES: Mapping[str, Study] = {
     )
 }
 """By name."""
-RUNNABLE: Mapping[str, Study] = {**STUDIES, FACTORY.name: FACTORY}
+RUNNABLE: Mapping[str, Study] = {**STUDIES, FACTORY.name: FACTORY, BEYOND.name: BEYOND}
 """Beside the questions, the pair factory: the predictor's table, run the same way."""
