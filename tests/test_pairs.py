@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from opdkit.recipes.foretell import BANDS, PREDICTOR, shipped
 from opdkit.studies import campaign as campaigns
 from opdkit.studies.campaign import campaign, config_key, configured
 from opdkit.studies.factory import BEYOND, CHECKED, DRAWS, FACTORY, KINDS, OUTSIDE, Dial, check_name, run_name
+from opdkit.studies.fitting import fit_pairs, foretold_outside
 from opdkit.studies.pages import came
+from opdkit.studies.predictor_told import write_page
 from opdkit.studies.questions import RUNNABLE, STUDIES
 from opdkit.studies.recipes import Family, Recipe, family
 from opdkit.studies.study import Arm, Scale
@@ -24,6 +28,8 @@ from test_studies import small_family
 
 OLD = ("student", "improved", "bigger", "restyled", "cold_started", "other_end", "bigger_improved", "barely_started",
        "own_style_started", "one_wording", "short_only", "base")  # fmt: skip
+PAGES = Path(__file__).parent.parent / "docs" / "studies"
+TABLES = PAGES / "tables"
 SCALE = Scale("full", seeds=(0,), steps=2, problems=16, families=("chain",))
 
 
@@ -63,6 +69,37 @@ def test_models_that_were_made_before_keep_their_keys(name: str, digest: str) ->
     kin = family(name, seed=14)
     keys = " ".join(kin.key(old, world="w") for old in OLD)
     assert hashlib.blake2b(keys.encode(), digest_size=8).hexdigest() == digest
+
+
+# --- what is shipped ----------------------------------------------------------------------------------------
+
+
+def test_what_is_shipped_is_fitted_on_the_table_in_the_repository(tmp_path: Path) -> None:
+    fit_pairs(TABLES / "pairs.json", out=tmp_path, final=True)
+    for name in (PREDICTOR, BANDS):
+        kept, again = shipped(name), json.loads((tmp_path / name).read_text())
+        assert kept is not None and again["made"]["table_blake2b"] == kept["made"]["table_blake2b"]
+        assert list(_leaves({**again, "made": None})) == pytest.approx(
+            list(_leaves({**kept, "made": None})), rel=2e-3, abs=2e-3
+        )
+
+
+def _leaves(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(each)
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
+def test_the_page_of_the_predictor_is_what_is_shipped(tmp_path: Path) -> None:
+    document, page = shipped(PREDICTOR), (PAGES / "predictor.md").read_text()
+    assert document is not None
+    (tmp_path / "predictor.md").write_text(page)
+    write_page(document, tmp_path, beyond=foretold_outside(TABLES / "pairs.json", document))
+    assert (tmp_path / "predictor.md").read_text() == page, "opd study fit --final --pages docs/studies"
+    drawn = Path("figures", "predictor.svg")
+    assert (tmp_path / drawn).read_text() == (PAGES / drawn).read_text()
 
 
 # --- what is run --------------------------------------------------------------------------------------------

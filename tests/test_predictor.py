@@ -31,7 +31,7 @@ from opdkit.recipes.foretell import BANDS, PREDICTOR, bands, foretell, lies
 from opdkit.recipes.predict import RECOVERED, among, predict
 from opdkit.recipes.probe import Number
 from opdkit.studies import predictor, scores
-from opdkit.studies.factory import DRAWS, KINDS, check_name, run_name
+from opdkit.studies.factory import DRAWS, KINDS, OUTSIDE, check_name, run_name
 from opdkit.studies.fitting import fit_pairs
 from opdkit.studies.predictor import (
     CLEAR_LEAD,
@@ -94,7 +94,7 @@ def rows_of(some: list[Pair]) -> list[dict[str, Any]]:
     """The factory's table that has these pairs: a check and two runs that differ by what sampling does."""
     rows = []
     for pair in some:
-        kind = next(kind for kind in KINDS if kind.name == pair.kind)
+        kind = next(kind for kind in (*KINDS, *OUTSIDE) if kind.name == pair.kind)
         place = {"scale": "full", "family": pair.family, "seed": pair.seed, "commit": "c0ffee"}
         rows.append(
             {
@@ -544,10 +544,9 @@ def test_with_them_a_number_its_reasons_and_its_place_are_told(ship: Any, told: 
             and "108 pairs" in text
         )
         band = next(band for band in found["bands"] if band["name"] == "reverse_kl")
-        assert (
-            f"reverse_kl {band['value']:.2f}: {lies(band['value'], band['working']['quantiles'])} working ("
-            in text
-        )
+        where = lies(band["value"], band["working"]["quantiles"])
+        row = next(line for line in text.splitlines() if line.startswith("reverse_kl") and where in line)
+        assert row.split()[1] == f"{band['value']:.3f}" and row.split()[2] == where.split()[0]
     strange = whole({**best.metrics, "teachable_share": 40.0})
     text = "\n".join(lines(strange))
     assert "outside what was seen: teachable_share 40.00" in text and "unlike any pair seen" in text
@@ -614,7 +613,7 @@ def test_the_end_is_told_with_what_was_asked_for(table: Path, tmp_path: Path, ca
     last = opd(capfd, "study", "fit", "--table", table, "--out", tmp_path, "--final")
     assert "72 pairs of 4 bases" in last.out and f"{FROZEN}, by models of the other family" in last.out
     score = json.loads((tmp_path / PREDICTOR).read_text())["scores"]["rehearsed"]["family_out"]["auroc"]
-    line = next(line for line in last.out.splitlines() if line.startswith("- auroc"))
+    line = next(line for line in last.out.splitlines() if line.startswith("- AUROC "))
     assert f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}], asked for 0.90" in line
     assert ("reached, lower bound too" in line) == (score["low"] >= 0.9)
 
@@ -630,7 +629,7 @@ def test_a_page_says_what_the_command_says_and_keeps_what_people_wrote(
     (pages / "predictor.md").write_text(first + "\nOurs.\n")
     said = opd(capfd, *fit_, "--final").out
     page, drawn = (pages / "predictor.md").read_text(), (pages / "figures" / "predictor.svg").read_text()
-    assert page.endswith("Ours.\n") and page.count("| rehearsed |") == 3 and "by chains" in drawn
+    assert page.endswith("Ours.\n") and page.count("| rehearsed |") == 4 and "by chains" in drawn
     missing = [line for line in said.splitlines()[1:] if line and line not in page]
     assert missing == []
     document = json.loads((tmp_path / PREDICTOR).read_text())
@@ -644,11 +643,40 @@ def test_a_page_says_what_the_command_says_and_keeps_what_people_wrote(
     assert f"{len(first_kind)}: {np.mean(first_kind):.2f}".replace("-", "−") in kinds[0]
 
 
+def test_pairs_of_other_kinds_are_foretold_by_what_is_shipped(tmp_path: Path, capfd: Any) -> None:
+    known, strange = (
+        pairs(bases=2),
+        [replace(p, kind=OUTSIDE[0].name, group="other") for p in pairs(bases=2)[::18]],
+    )
+    (tmp_path / "pairs.json").write_text(json.dumps({"rows": rows_of(known)}))
+    (tmp_path / "pairs-outside.json").write_text(json.dumps({"rows": rows_of(strange)}))
+    fit_ = ("study", "fit", "--table", tmp_path / "pairs.json", "--out", tmp_path, "--pages", tmp_path)
+    said = json.loads(opd(capfd, *fit_, "--json").out)
+    shipped = json.loads((tmp_path / PREDICTOR).read_text())
+    assert shipped["made"]["pairs"] == len(known), "no part in the fit"
+    assert [one["pair"] for one in said["outside"]] == [p.name for p in strange]
+    for one, pair in zip(said["outside"], strange, strict=True):
+        assert one["value"] == pytest.approx(foretell(pair.metrics, shipped)["value"], rel=1e-3)
+        assert one["came"] == pytest.approx(pair.recovery)
+    page = (tmp_path / "predictor.md").read_text()
+    inside = sum(
+        one["low"] <= min(max(one["came"], CLIP[0]), CLIP[1]) <= one["high"] for one in said["outside"]
+    )
+    assert f"{inside} of {len(strange)} in their intervals" in page
+    (tmp_path / "predictor.md").write_text(page.replace("<!-- outside -->", ""))
+    damaged = opd(capfd, *fit_)
+    assert (
+        damaged.code == 2 and "no place for `outside`" in damaged.error and "<!-- outside -->" in damaged.hint
+    )
+
+
 def test_noise_is_said_to_fall_short(tmp_path: Path) -> None:
     place = tmp_path / "pairs.json"
     place.write_text(json.dumps({"rows": rows_of(pairs(families=("chain", FROZEN), bases=2, signal=False))}))
     _, text = fit_pairs(place, out=tmp_path, final=True)
-    assert "asked for 0.80: not reached" in text and "better than every single feature: no" in text
+    assert (
+        "asked for 0.80: not reached" in text and f"better than every single number, on {FROZEN}: no" in text
+    )
 
 
 def test_what_is_missing_is_said_with_what_mends_it(

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opdkit.recipes.foretell import BANDS, PREDICTOR
+from opdkit.recipes.foretell import BANDS, PREDICTOR, foretell
 from opdkit.run.disk import write_atomic
 from opdkit.run.environment import environment
+from opdkit.studies.factory import BEYOND, OUTSIDE
 from opdkit.studies.predictor import FROZEN, Pair, bands_document, of_base, pairs_of, predictor_document
 from opdkit.studies.predictor_told import told, write_page
 from opdkit.studies.tables import short, widest
@@ -32,13 +33,16 @@ def fit_pairs(
     if not out.is_dir():
         raise UserError(f"there is no folder {out}", hint="opd study fit --out DIR")
     made = {**_provenance(table, rows, found), "others": others, "final": final}
-    predictor = {"made": made, **predictor_document(found, final=final)}
-    documents = {PREDICTOR: predictor, BANDS: {"made": made, **bands_document(found)}}
+    predictor = short({"made": made, **predictor_document(found, final=final)})
+    documents = {PREDICTOR: predictor, BANDS: short({"made": made, **bands_document(found)})}
     for name, document in documents.items():
-        write_atomic(out / name, data=f"{_lines(short(document))}\n".encode())
+        write_atomic(out / name, data=f"{_lines(document)}\n".encode())
+    beyond = foretold_outside(table, predictor)
     if pages is not None:
-        write_page(predictor, pages)
-    return {"predictor": predictor, "bands": documents[BANDS]}, "\n".join(told(predictor))
+        write_page(predictor, pages, beyond=beyond)
+    return {"predictor": predictor, "outside": beyond, "bands": documents[BANDS]}, "\n".join(
+        told(predictor, beyond)
+    )
 
 
 def _rows(table: Path) -> Sequence[Mapping[str, Any]]:
@@ -49,6 +53,21 @@ def _rows(table: Path) -> Sequence[Mapping[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{table} is no table of a study: {error}", hint=HINT) from error
     return rows  # type: ignore[no-any-return]
+
+
+def foretold_outside(table: Path, predictor: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the finished document foretells of pairs of other kinds, as `opd check` would, and what came: of their
+    table, if it lies beside this one."""
+    place = table.with_name(f"{BEYOND.name}.json")
+    if not place.is_file():
+        return []
+    pairs, _ = pairs_of(widest(_rows(place)), kinds=OUTSIDE)
+    found = []
+    for pair in pairs:
+        said = foretell(pair.metrics, predictor)
+        if said is not None:
+            found.append({"pair": pair.name, "kind": pair.kind, "came": pair.recovery, **said})
+    return found
 
 
 def _provenance(table: Path, rows: Sequence[Mapping[str, Any]], pairs: Sequence[Pair]) -> dict[str, Any]:

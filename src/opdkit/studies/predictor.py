@@ -89,13 +89,13 @@ def of_base(pair: Pair) -> tuple[str, int]:
 # --- the table ----------------------------------------------------------------------------------------------
 
 
-def pairs_of(rows: Rows) -> tuple[list[Pair], dict[str, int]]:
-    """(pairs whose teacher has a lead, how many others there are and why)."""
+def pairs_of(rows: Rows, *, kinds: Sequence[Kind] = KINDS) -> tuple[list[Pair], dict[str, int]]:
+    """(pairs of these kinds whose teacher has a lead, how many others there are and why)."""
     found, others = list[Pair](), Counter[str]()
     places = sorted({(row["family"], row["seed"]) for row in rows})
     at = {(row["family"], row["seed"], row["arm"]): row for row in rows}
     for family, seed in places:
-        for kind in KINDS:
+        for kind in kinds:
             names = check_name(kind), *(run_name(kind, draw) for draw in DRAWS)
             parts = [at[family, seed, name] for name in names if (family, seed, name) in at]
             if len(parts) < len(names):

@@ -13,15 +13,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from opdkit.run.disk import write_atomic
 from opdkit.studies.blocks import with_blocks
 from opdkit.studies.factory import KINDS
 from opdkit.studies.figures import foretold
 from opdkit.studies.pages import FIGURES
-from opdkit.studies.predictor import FROZEN
+from opdkit.studies.predictor import CLIP, FROZEN, SUCCESS
+from opdkit.studies.scores import auroc
 from opdkit.studies.testbed import table as markdown
 
-ASKED = {"auroc": 0.90, "hard": 0.75, "spearman": 0.80}
+Outside = Sequence[Mapping[str, Any]]
+"""Forecasts of pairs of other kinds, with what `came`."""
+ASKED = {"AUROC": 0.90, "AUROC on the hard subset": 0.75, "Spearman": 0.80}
 """Out of family; AUROC overall and on the hard subset, and Spearman's correlation. Told beside what came, met or not."""
 WORDS = {
     "group_out": "kind of teacher left out",
@@ -41,13 +46,13 @@ PANELS = {
 }
 EMPTY = "\n\n".join(
     f"<!-- {name} -->\n<!-- /{name} -->"
-    for name in ("asked", "figure", "scores", "singles", "kinds", "weights")
+    for name in ("asked", "figure", "scores", "singles", "kinds", "outside", "weights")
 )
 NEW = f"# Can it be known before training how much of its gap a pair will recover?\n\n{EMPTY}\n"
 
 
-def told(predictor: Mapping[str, Any]) -> Iterator[str]:
-    """How many pairs, how good, by what weights; what was asked for and was not reached is said."""
+def told(predictor: Mapping[str, Any], beyond: Outside = ()) -> Iterator[str]:
+    """How many pairs, how good, by what weights; what was asked for and was not reached is said; and pairs of other kinds."""
     made = predictor["made"]
     yield f"{made['pairs']} pairs of {len(made['bases'])} bases ({_others(made['others'])})"
     yield ""
@@ -57,6 +62,9 @@ def told(predictor: Mapping[str, Any]) -> Iterator[str]:
         yield from weights(model)
         yield ""
     yield from asked(predictor)
+    if beyond:
+        yield ""
+        yield from outside(beyond)
 
 
 def _others(others: Mapping[str, int]) -> str:
@@ -163,9 +171,9 @@ def asked(predictor: Mapping[str, Any]) -> Iterator[str]:
         return
     score = scores["family_out"]
     came = {
-        "auroc": score["auroc"],
-        "hard": score["hard"] and score["hard"]["auroc"],
-        "spearman": score["spearman"],
+        "AUROC": score["auroc"],
+        "AUROC on the hard subset": score["hard"] and score["hard"]["auroc"],
+        "Spearman": score["spearman"],
     }
     for name, least in ASKED.items():
         found = came[name]
@@ -193,6 +201,39 @@ def _better(score: Mapping[str, Any]) -> str:
     return f"no, not surely than {', '.join(behind)}" if behind else "yes"
 
 
+def outside(beyond: Outside) -> Iterator[str]:
+    """Pairs of kinds that nobody thought of when it was made."""
+    head = ["pair", "foretold", "came", "in the interval", "outside what was seen", "most like"]
+    rows = []
+    for one in beyond:
+        names = [o["feature"] for o in one["outside"]]
+        far = one["nearest"]["distance"] > one["nearest"]["reach"]
+        rows.append(
+            [
+                one["pair"],
+                f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]".replace("-", "−"),
+                f"{one['came']:.2f}".replace("-", "−"),
+                "yes" if _held(one) else "no",
+                ", ".join([*names, *(["unlike any"] if far else [])]) or "–",
+                one["nearest"]["pair"],
+            ]
+        )
+    yield from markdown(head, rows)
+    values = np.array([one["value"] for one in beyond])
+    worked = np.array([one["came"] >= SUCCESS for one in beyond])
+    ranked = auroc(values, worked)
+    yield ""
+    yield (
+        f"{sum(map(_held, beyond))} of {len(beyond)} in their intervals; {int(worked.sum())} recovered half of their gap or more"
+        + ("." if ranked is None else f", AUROC {ranked:.2f}.")
+    )
+
+
+def _held(one: Mapping[str, Any]) -> bool:
+    low, high = CLIP
+    return bool(one["low"] <= min(max(one["came"], low), high) <= one["high"])
+
+
 def _interval(score: Mapping[str, float | None] | None) -> str:
     if score is None:
         return "–"
@@ -204,24 +245,28 @@ def _interval(score: Mapping[str, float | None] | None) -> str:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def write_page(predictor: Mapping[str, Any], place: Path) -> None:
+def write_page(predictor: Mapping[str, Any], place: Path, *, beyond: Outside) -> None:
     """The page and its figure in `place`, made where they are not."""
     (place / FIGURES).mkdir(parents=True, exist_ok=True)
     write_atomic(place / FIGURES / f"{NAME}.svg", data=foretold(predictor, PANELS).encode())
     page = place / f"{NAME}.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else NEW
     write_atomic(
-        page, data=with_blocks(text, {name: list(of) for name, of in _blocks(predictor).items()}).encode()
+        page,
+        data=with_blocks(text, {name: list(of) for name, of in _blocks(predictor, beyond).items()}).encode(),
     )
 
 
-def _blocks(predictor: Mapping[str, Any]) -> dict[str, Iterator[str]]:
+def _blocks(predictor: Mapping[str, Any], beyond: Outside) -> dict[str, Iterator[str]]:
     return {
         "asked": asked(predictor),
         "figure": _figure(),
         "scores": scored(predictor),
         "singles": singles(predictor),
         "kinds": _kinds(predictor),
+        "outside": outside(beyond)
+        if beyond
+        else iter(["Not run: `opd study run pairs-outside --scale full`."]),
         "weights": _all_weights(predictor),
     }
 
