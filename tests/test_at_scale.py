@@ -362,3 +362,14 @@ def test_a_question_on_the_real_model_is_decided_by_the_testbeds_rules(shop, her
         "all",
     }
     assert told["decisions"]["loss falls"]["smollm2"]["count"] == 1 and told["outcome"]["all"] == "not run"
+    more = opd(capfd, *words[:3], *words[4:], *_set([*files, *small]), "--json", "--seed", "7")
+    told = json.loads(more.out)["studies"][0]
+    assert [(r["seed"], r["arm"]) for r in told["rows"]] == [
+        (0, "works"),
+        (0, "fails"),
+        (7, "works"),
+        (7, "fails"),
+    ]
+    assert (here / "out" / "runs" / "real" / "dynamics" / "works-7" / "metrics.jsonl").is_file()
+    assert told["decisions"]["loss falls"]["smollm2"]["count"] == 2
+    assert "has no families" in opd(capfd, *words, "--family", "chain").error

@@ -36,7 +36,10 @@ def run_study(
         ),
     ] = "quick",
     family: Annotated[list[str] | None, typer.Option(help="Only this family; may come again.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this base; may come again.")] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Only this base; real, gpu: this seed of the runs; may come again."),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes, one base each; a run uses one core.")] = 1,
     out: Out = Path("runs/studies"),
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Models of the testbed.")] = Path(

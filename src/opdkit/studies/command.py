@@ -79,9 +79,10 @@ def run_studies(
 
     chosen = _chosen(names)
     if scale in OF_CONFIGS:
-        run_from_configs(
-            chosen, scale=scale, out=out, changes=changes, show=SilentShow if quiet else StoryBar, say=say
-        )
+        if families:
+            raise UserError(f"--scale {scale} has no families", hint=f"opd study run --scale {scale}")
+        show = SilentShow if quiet else StoryBar
+        run_from_configs(chosen, scale=scale, out=out, seeds=seeds or (), changes=changes, show=show, say=say)
         return _told([(study, rows) for study in chosen if (rows := rows_in(study, out))])
     size = _scale(scale)
     if changes:

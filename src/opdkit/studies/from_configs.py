@@ -1,7 +1,7 @@
 """Questions on models that configuration files name: the small real one (`--scale real`), the paper's own (`--scale gpu`).
 
-    OUT/runs/real/QUESTION/ARM, OUT/runs/gpu/QUESTION/ARM    runs, as of `opd train` and `opd coldstart`
-    OUT/NAME.json                                            their rows, beside the testbed's
+    OUT/runs/SCALE/QUESTION/ARM    runs, as of `opd train` and `opd coldstart`; ARM-SEED where seeds are given
+    OUT/NAME.json                  their rows, beside the testbed's
 
 An arm of the real model has the name of a testbed's arm, and the same rule decides. One of the paper's own scale has its own
 name (`opdkit.studies.at_scale`) and is told, not judged. Files are those of a clone of the repository.
@@ -79,32 +79,32 @@ def run_from_configs(
     scale: str,
     out: Path,
     real: Path = TEACHERS,
+    seeds: Sequence[int] = (),
     changes: Sequence[str] = (),
     show: Callable[[Config], Show],
     say: Say,
 ) -> None:
-    """Run what is missing, one arm after another; a row is kept as each ends. UserError before the first for what cannot run."""
-    todo = [(study, arm) for study in studies for arm in arms_of(study, scale)]
+    """Run what is missing, one arm after another; a row is kept as each ends. UserError before the first for what cannot run.
+
+    `seeds`: of prompts and sampling, every arm once with each; none: the files' own.
+    """
+    todo = [
+        (study, arm, seed) for seed in seeds or (None,) for study in studies for arm in arms_of(study, scale)
+    ]
     if not todo:
         names = ", ".join(OF_CONFIGS[scale])
         raise UserError(
             f"nothing of this is run at --scale {scale}", hint=f"opd study run --scale {scale} NAME: {names}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    configs = {
-        (study.name, arm): config_of(
-            study,
-            arm,
-            scale=scale,
-            real=real,
-            changes=changes,
-            run=out / "runs" / scale / study.name / slug(arm),
-        )
-        for study, arm in todo
-    }
+    configs = {}
+    for study, arm, seed in todo:
+        run = out / "runs" / scale / study.name / (slug(arm) if seed is None else f"{slug(arm)}-{seed}")
+        typed = changes if seed is None else (*changes, f"seed={seed}")
+        configs[study.name, arm, seed] = config_of(study, arm, scale=scale, real=real, changes=typed, run=run)
     commit = environment()["commit"]  # of the code that is loaded now
-    for i, (study, arm) in enumerate(todo, start=1):
-        row = _row(study, arm, configs[study.name, arm], scale=scale, out=out, commit=commit, show=show)
+    for i, (study, arm, seed) in enumerate(todo, start=1):
+        row = _row(study, arm, configs[study.name, arm, seed], scale=scale, out=out, commit=commit, show=show)
         keep(study, row, out)
         say(f"[{i}/{len(todo)}] {study.name} · {arm}: {row['before']:.3f} → {row['after']:.3f}")
 
