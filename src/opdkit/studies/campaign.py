@@ -26,7 +26,7 @@ from opdkit.config import Config, dump_toml
 from opdkit.run.environment import environment
 from opdkit.studies.estimate import Row
 from opdkit.studies.pairwise import measure
-from opdkit.studies.reading import read_run
+from opdkit.studies.reading import brief, read_run
 from opdkit.studies.recipes import family
 from opdkit.studies.study import Arm, Scale, Study
 from opdkit.studies.tables import Place, keep, kept_at
@@ -217,7 +217,7 @@ def work(task: Task, *, out: Path, cache: Path, kept: Row | None) -> Row:
     drawn = config.prompts_per_step * config.sampling.responses
     found = read_run(run, drawn=drawn) if arm.measured == "run" else measure(arm, config, shop)
     if not task.study.curves:
-        found.pop("curves", None)
+        found = brief(found)
     reading = next(iter(READINGS))
     return {
         "scale": task.scale.name,

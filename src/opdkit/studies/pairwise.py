@@ -47,14 +47,14 @@ def measure(arm: Arm, config: Config, shop: Workshop) -> dict[str, Any]:
 
 
 def checked(config: Config) -> dict[str, Any]:
-    """Every number of the document of `opd check`, without its interval, and its verdict."""
+    """Every number of the document of `opd check` but those of single end tokens, without intervals, and its verdict."""
     assert isinstance(config.teacher, LocalTeacher)
     told = check(config, teachers=[config.teacher], source=lambda _: "pair.toml", say=lambda _: None)
     return {
         "verdict": told["verdict"]["name"],
         "because": told["verdict"]["because"],
         "rollouts": told["rollouts"],
-        "metrics": {name: number["value"] for name, number in told["metrics"].items()},
+        "metrics": {name: number["value"] for name, number in told["metrics"].items() if "/" not in name},
     }
 
 

@@ -48,6 +48,19 @@ def read_run(place: Path, *, drawn: int) -> dict[str, Any]:
     }
 
 
+def brief(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what only figures and single questions read: of hundreds of runs it would be a megabyte.
+
+    >>> brief({"after": 0.5, "loss_last": 0.1, "loss_most": 0.4, "curves": {}, "kinds": {}})
+    {'after': 0.5, 'loss_last': 0.1}
+    """
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in ("curves", "kinds") and not name.endswith("_most")
+    }
+
+
 def ends(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
     """`NAME_first`, `NAME_last`: means over the first and the last steps, and `NAME_most` over any as many in a row."""
     found: dict[str, float] = {}

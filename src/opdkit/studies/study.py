@@ -104,7 +104,7 @@ class Study:
     heat: tuple[str, ...] = ()
     """Arms whose entropy is drawn by position and step."""
     curves: bool = True
-    """Whether rows keep their curves; of hundreds of runs of which none is drawn they would be a megabyte."""
+    """Whether rows keep their curves and what else only figures and single questions read (`reading.brief`)."""
 
 
 @dataclass(frozen=True)
