@@ -10,6 +10,7 @@ import pytest
 
 from opdkit.report import write_report
 from opdkit.report.preflight import renderings
+from opdkit.report.text import percent
 from report_runs import SCHEMA, make_run, said
 
 
@@ -69,6 +70,45 @@ def test_what_others_wrote_stays_text(tmp_path: Path) -> None:
         renderings=[{"probe": evil, "thinking": None, "student": evil, "teacher": "b", "first": 0}],
     )  # fmt: skip
     assert "<script>alert" not in page_of(make_run(tmp_path / "run", success=True), document)
+
+
+FORETOLD = {
+    "gap": 0.24, "gap_recovery": {"value": 0.5, "low": 0.1, "high": 0.9}, "slope": None, "slope_low": None, "slope_high": None,
+    "basis": "fitted on 167 pairs", "parts": {"loss_fall": 0.2, "teachable_share": -0.3, "success_slope": 0.01},
+    "nearest": {"pair": "chain 14 · improved", "gap_recovery": 0.98, "distance": 0.4, "reach": 0.5},
+    "outside": [{"feature": "loss_fall", "value": 9.25, "low": 0.12, "high": 2.34}],
+}  # fmt: skip
+
+
+def test_a_number_that_was_foretold_is_told_with_its_reasons_and_its_place(tmp_path: Path) -> None:
+    band = {"quantiles": [0.1, 0.2, 0.5, 0.6, 0.9]}
+    bands = [{"name": "overlap_ratio", "value": 0.75, "working": band, "failing": {"quantiles": [0.0]}}]
+    page = page_of(make_run(tmp_path / "run", success=True), said(prediction=FORETOLD, bands=bands))
+    assert f"{percent(0.5)} ({percent(0.1)} to {percent(0.9)})" in page
+    assert "For it: loss_fall 0.200." in page and "Against it: teachable_share −0.300." in page
+    assert (
+        f"Most like chain 14 · improved, which recovered {percent(0.98)}." in page
+        and "vouches for nothing" not in page
+    )
+    assert "Outside what was seen: loss_fall 9.25 (seen 0.120 to 2.34)." in page
+    row = page[page.index("Among pairs of the testbed") :]
+    assert (
+        percent(0.75) in row
+        and f"{percent(0.2)} to {percent(0.6)}" in row
+        and "–" in row[: row.index("</table>")]
+    )
+    far = {**FORETOLD, "nearest": {**FORETOLD["nearest"], "distance": 0.6}}
+    assert "vouches for nothing" in page_of(tmp_path / "run", said(prediction=far))
+
+
+@pytest.mark.parametrize("name", ["parts", "nearest", "outside", "gap_recovery"])
+@pytest.mark.parametrize("torn", [None, 3, "x", [1], {"pair": 2, "value": "<b>", "loss_fall": "<i>"}])
+def test_a_torn_forecast_costs_only_itself(name: str, torn: Any, tmp_path: Path) -> None:
+    page = page_of(
+        make_run(tmp_path / "run", success=True), said(prediction={**FORETOLD, name: torn}, bands=torn)
+    )
+    assert "<i>" not in page
+    assert "fitted on 167 pairs" in page and "Among pairs" not in page
 
 
 def test_renderings_are_cut_where_they_part(tmp_path: Path) -> None:

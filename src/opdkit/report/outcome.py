@@ -3,7 +3,7 @@
 A sentence here is computed from the three and repeats none of them: the numbers stand below it.
 """
 
-from opdkit.report import preflight
+from opdkit.report import foretold, preflight
 from opdkit.report.change import scores
 from opdkit.report.read import Run
 from opdkit.report.stories import progress
@@ -46,7 +46,7 @@ def whole(run: Run) -> Verdict | None:
     name = preflight.name_of(run.check)
     title = _title(name, tone)
     sentence = " ".join(
-        part for part in (f"{came}.", preflight.kept_promise(run), _monitor(monitor, tone)) if part
+        part for part in (f"{came}.", foretold.kept_promise(run), _monitor(monitor, tone)) if part
     )
     return Verdict(title, sentence, tone)
 

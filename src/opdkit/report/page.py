@@ -12,6 +12,7 @@ from typing import Any
 from opdkit.report import (
     compare,
     figures,
+    foretold,
     outcome,
     points,
     preflight,
@@ -81,6 +82,7 @@ def render(runs: Sequence[Run]) -> str:
         window=max(-(-len(run.metrics) // 10) for run in runs),
         outcome=outcome,
         preflight=preflight,
+        foretold=foretold,
         timeline=timeline,
     )
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opdkit.report.change import gap_recovery, scores, teacher_score
 from opdkit.report.panels import Panel, groups
 from opdkit.report.plots import Figure, Key, Trace, curve, short
 from opdkit.report.read import Row, Run
@@ -150,7 +149,7 @@ def evidence(check: Mapping[str, Any]) -> list[tuple[str, Table]]:
         mine = sorted((n for n in left if re.search(pattern, n)), key=_place)
         left = [name for name in left if name not in mine]
         lines = [_line(name, told[name], metrics) for name in mine]
-        kept = _without_empty(Table(["", "value", "95 % interval", "by chance", "n", ""], lines))
+        kept = without_empty(Table(["", "value", "95 % interval", "by chance", "n", ""], lines))
         found += [(title, kept)] if mine else []
     return found
 
@@ -185,7 +184,7 @@ def _chance(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> float | None
     return number(mapping(metrics.get(f"overlap_chance_at_{at_k[1]}")).get("value"))
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
     """Columns in which nothing is said are left out."""
     kept = [i for i in range(len(table.head)) if any(row[i] not in ("", UNKNOWN) for row in table.rows)]
     return Table([table.head[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
@@ -230,7 +229,7 @@ def continuation(check: Mapping[str, Any]) -> Table:
         for row in rows(check.get("continuation"))
     ]
     head = ["cut at", "teacher goes on", "student goes on", "advantage", "95 % interval", "n"]
-    return _without_empty(Table(head, lines)) if lines else Table(head, [])
+    return without_empty(Table(head, lines)) if lines else Table(head, [])
 
 
 def _signed(value: float | None) -> str:
@@ -255,7 +254,7 @@ def ranking(check: Mapping[str, Any]) -> Table:
         ]
         for row in found
     ]
-    return _without_empty(Table(["rank", "teacher", "verdict", *names], lines))
+    return without_empty(Table(["rank", "teacher", "verdict", *names], lines))
 
 
 def between(check: Mapping[str, Any]) -> Table:
@@ -269,7 +268,7 @@ def between(check: Mapping[str, Any]) -> Table:
         ]
         for row in found
     ]
-    return _without_empty(Table(["teachers", *names], lines))
+    return without_empty(Table(["teachers", *names], lines))
 
 
 def _value(it: Any) -> float | None:
@@ -280,57 +279,6 @@ def _value(it: Any) -> float | None:
 def _rank(value: Any) -> float:
     found = number(value)
     return found if found is not None else float("inf")
-
-
-# --- predicted, and what came ------------------------------------------------------------------------------
-
-
-def predicted(run: Run) -> tuple[float, float] | None:
-    """The gap recovery it predicted, from and to."""
-    it = mapping(mapping(run.check.get("prediction")).get("gap_recovery"))
-    low, high = number(it.get("low")), number(it.get("high"))
-    return None if low is None or high is None else (low, high)
-
-
-def prediction(run: Run) -> Table:
-    """Predicted beside measured, as far as either is known."""
-    it, head = mapping(run.check.get("prediction")), ["", "predicted", "came out"]
-    expected, teacher, found = predicted(run), teacher_score(run), scores(run)
-    gap = teacher - found[0].value if teacher is not None and found else None
-    slope, low, high = (number(it.get(name)) for name in ("slope", "slope_low", "slope_high"))
-    within = "" if low is None or high is None else f" [{shown(low)}, {shown(high)}]"
-    lines = [
-        ["teacher − student, accuracy", percent(number(it.get("gap"))), percent(gap)],
-        [
-            "gap recovery",
-            f"{percent(expected[0])} to {percent(expected[1])}" if expected else UNKNOWN,
-            percent(gap_recovery(run)),
-        ],
-        ["accuracy per √nat, at first", f"{shown(slope)}{within}" if slope is not None else UNKNOWN, UNKNOWN],
-    ]
-    kept = [row for row in lines if row[1] != UNKNOWN]
-    return _without_empty(Table(head, kept)) if it and kept else Table(head, [])
-
-
-def basis(check: Mapping[str, Any]) -> str:
-    found = mapping(check.get("prediction")).get("basis")
-    return found if isinstance(found, str) else ""
-
-
-def kept_promise(run: Run) -> str:
-    """Whether the gap recovery came out as predicted, as a sentence; "" where either is not known."""
-    expected, came = predicted(run), gap_recovery(run)
-    if expected is None or came is None:
-        return ""
-    low, high = expected
-    reading = (
-        "as predicted"
-        if low <= came <= high
-        else "less than predicted"
-        if came < low
-        else "more than predicted"
-    )
-    return f"It recovered {percent(came)} of its gap to the teacher; predicted were {percent(low)} to {percent(high)}: {reading}."
 
 
 # --- along the response -------------------------------------------------------------------------------------
