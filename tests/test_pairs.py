@@ -15,7 +15,7 @@ from opdkit.recipes.foretell import BANDS, PREDICTOR, shipped
 from opdkit.studies import campaign as campaigns
 from opdkit.studies.campaign import campaign, config_key, configured
 from opdkit.studies.factory import BEYOND, CHECKED, DRAWS, FACTORY, KINDS, OUTSIDE, Dial, check_name, run_name
-from opdkit.studies.fitting import fit_pairs, foretold_outside
+from opdkit.studies.fitting import fit_pairs
 from opdkit.studies.pages import came
 from opdkit.studies.predictor_told import write_page
 from opdkit.studies.questions import RUNNABLE, STUDIES
@@ -96,7 +96,7 @@ def test_the_page_of_the_predictor_is_what_is_shipped(tmp_path: Path) -> None:
     document, page = shipped(PREDICTOR), (PAGES / "predictor.md").read_text()
     assert document is not None
     (tmp_path / "predictor.md").write_text(page)
-    write_page(document, tmp_path, beyond=foretold_outside(TABLES / "pairs.json", document))
+    write_page(document, tmp_path)
     assert (tmp_path / "predictor.md").read_text() == page, "opd study fit --final --pages docs/studies"
     drawn = Path("figures", "predictor.svg")
     assert (tmp_path / drawn).read_text() == (PAGES / drawn).read_text()

@@ -643,24 +643,34 @@ def test_a_page_says_what_the_command_says_and_keeps_what_people_wrote(
     assert f"{len(first_kind)}: {np.mean(first_kind):.2f}".replace("-", "−") in kinds[0]
 
 
-def test_pairs_of_other_kinds_are_foretold_by_what_is_shipped(tmp_path: Path, capfd: Any) -> None:
-    known, strange = (
-        pairs(bases=2),
-        [replace(p, kind=OUTSIDE[0].name, group="other") for p in pairs(bases=2)[::18]],
-    )
-    (tmp_path / "pairs.json").write_text(json.dumps({"rows": rows_of(known)}))
+def test_pairs_outside_the_grid_are_foretold_before_they_are_learnt_from(tmp_path: Path, capfd: Any) -> None:
+    known = pairs(families=("chain", FROZEN), bases=2)
+    strange = [replace(p, kind=OUTSIDE[0].name, group="other") for p in known[::18]]
+    table = tmp_path / "pairs.json"
+    table.write_text(json.dumps({"rows": rows_of(known)}))
+    fit_ = ("study", "fit", "--table", table, "--out", tmp_path, "--pages", tmp_path, "--final")
+    assert opd(capfd, *fit_).code == 0
+    grid = json.loads((tmp_path / PREDICTOR).read_text())
+    assert "Not run" in (tmp_path / "predictor.md").read_text() and grid["outside"] == []
     (tmp_path / "pairs-outside.json").write_text(json.dumps({"rows": rows_of(strange)}))
-    fit_ = ("study", "fit", "--table", tmp_path / "pairs.json", "--out", tmp_path, "--pages", tmp_path)
-    said = json.loads(opd(capfd, *fit_, "--json").out)
+    assert opd(capfd, *fit_[:-1]).code == 0
+    first = json.loads((tmp_path / PREDICTOR).read_text())
+    assert first["outside"] == [] and first["made"]["pairs"] == len(known) // 2, (
+        "no part in anything until the end"
+    )
+    assert opd(capfd, *fit_).code == 0
     shipped = json.loads((tmp_path / PREDICTOR).read_text())
-    assert shipped["made"]["pairs"] == len(known), "no part in the fit"
-    assert [one["pair"] for one in said["outside"]] == [p.name for p in strange]
-    for one, pair in zip(said["outside"], strange, strict=True):
-        assert one["value"] == pytest.approx(foretell(pair.metrics, shipped)["value"], rel=1e-3)
-        assert one["came"] == pytest.approx(pair.recovery)
+    assert [one["pair"] for one in shipped["outside"]] == [p.name for p in strange]
+    for one, pair in zip(shipped["outside"], strange, strict=True):
+        assert one["value"] == pytest.approx(foretell(pair.metrics, grid)["value"], rel=1e-3), (
+            "by models that saw none"
+        )
+        assert one["came"] == pytest.approx(pair.recovery, rel=1e-4)
+    assert shipped["made"]["pairs"] == len(known) + len(strange) == len(shipped["models"][0]["seen"])
+    assert {k: v for k, v in shipped["scores"]["read"].items() if k != "shipped"} == grid["scores"]["read"]
     page = (tmp_path / "predictor.md").read_text()
     inside = sum(
-        one["low"] <= min(max(one["came"], CLIP[0]), CLIP[1]) <= one["high"] for one in said["outside"]
+        one["low"] <= min(max(one["came"], CLIP[0]), CLIP[1]) <= one["high"] for one in shipped["outside"]
     )
     assert f"{inside} of {len(strange)} in their intervals" in page
     (tmp_path / "predictor.md").write_text(page.replace("<!-- outside -->", ""))

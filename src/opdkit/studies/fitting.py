@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opdkit.recipes.foretell import BANDS, PREDICTOR, foretell
+from opdkit.recipes.foretell import BANDS, PREDICTOR
 from opdkit.run.disk import write_atomic
 from opdkit.run.environment import environment
+from opdkit.studies.estimate import Rows
 from opdkit.studies.factory import BEYOND, OUTSIDE
 from opdkit.studies.predictor import FROZEN, Pair, bands_document, of_base, pairs_of, predictor_document
 from opdkit.studies.predictor_told import told, write_page
@@ -32,20 +33,19 @@ def fit_pairs(
     found, others = pairs_of([row for row in widest(rows) if final or row["family"] != FROZEN])
     if not out.is_dir():
         raise UserError(f"there is no folder {out}", hint="opd study fit --out DIR")
-    made = {**_provenance(table, rows, found), "others": others, "final": final}
-    predictor = short({"made": made, **predictor_document(found, final=final)})
-    documents = {PREDICTOR: predictor, BANDS: short({"made": made, **bands_document(found)})}
+    more = _outside(table) if final else []
+    beyond, _ = pairs_of(more, kinds=OUTSIDE)
+    made = {**_provenance(table, [*rows, *more], [*found, *beyond]), "others": others, "final": final}
+    predictor = short({"made": made, **predictor_document(found, final=final, beyond=beyond)})
+    documents = {PREDICTOR: predictor, BANDS: short({"made": made, **bands_document([*found, *beyond])})}
     for name, document in documents.items():
         write_atomic(out / name, data=f"{_lines(document)}\n".encode())
-    beyond = foretold_outside(table, predictor)
     if pages is not None:
-        write_page(predictor, pages, beyond=beyond)
-    return {"predictor": predictor, "outside": beyond, "bands": documents[BANDS]}, "\n".join(
-        told(predictor, beyond)
-    )
+        write_page(predictor, pages)
+    return {"predictor": predictor, "bands": documents[BANDS]}, "\n".join(told(predictor))
 
 
-def _rows(table: Path) -> Sequence[Mapping[str, Any]]:
+def _rows(table: Path) -> Rows:
     if not table.is_file():
         raise UserError(f"there is no table {table}", hint=HINT)
     try:
@@ -55,19 +55,10 @@ def _rows(table: Path) -> Sequence[Mapping[str, Any]]:
     return rows  # type: ignore[no-any-return]
 
 
-def foretold_outside(table: Path, predictor: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the finished document foretells of pairs of other kinds, as `opd check` would, and what came: of their
-    table, if it lies beside this one."""
+def _outside(table: Path) -> Rows:
+    """Of kinds outside the grid: their table, if it lies beside this one."""
     place = table.with_name(f"{BEYOND.name}.json")
-    if not place.is_file():
-        return []
-    pairs, _ = pairs_of(widest(_rows(place)), kinds=OUTSIDE)
-    found = []
-    for pair in pairs:
-        said = foretell(pair.metrics, predictor)
-        if said is not None:
-            found.append({"pair": pair.name, "kind": pair.kind, "came": pair.recovery, **said})
-    return found
+    return widest(_rows(place)) if place.is_file() else []
 
 
 def _provenance(table: Path, rows: Sequence[Mapping[str, Any]], pairs: Sequence[Pair]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from opdkit.diagnostics import gap_recovery
 from opdkit.recipes.features import FEATURES, SETS, Feature
-from opdkit.recipes.foretell import QUANTILES, distance
+from opdkit.recipes.foretell import QUANTILES, distance, foretell
 from opdkit.studies.estimate import Row, Rows
 from opdkit.studies.factory import DRAWS, KINDS, Kind, check_name, run_name
 from opdkit.studies.scores import (
@@ -294,33 +294,44 @@ def _single(values: Array, success: Array) -> Array:
 # --- the documents ------------------------------------------------------------------------------------------
 
 
-def predictor_document(pairs: Sequence[Pair], *, final: bool) -> dict[str, Any]:
+def predictor_document(pairs: Sequence[Pair], *, final: bool, beyond: Sequence[Pair] = ()) -> dict[str, Any]:
     """Models and scores. Until `final` the frozen family has no part in anything; then it is scored by models of the others,
-    and the models that are shipped are fitted on all."""
+    and models are fitted on all. `beyond`: pairs of kinds outside the grid; these models foretell them, and only what is shipped
+    is fitted on them too."""
     seen = [pair for pair in pairs if pair.family != FROZEN]
     frozen = [pair for pair in pairs if pair.family == FROZEN]
     _enough(seen, where="families that are not frozen")
     if final:
         _enough(frozen, where=f"the family {FROZEN}")
-    models, scores, forecasts = [], {}, {}
+    grid = [*seen, *frozen] if final else seen
+    shipped = [*grid, *beyond]
+    models, of_grid, scores, forecasts = [], [], {}, {}
     for name, features in SETS.items():
         told = out_of_group(seen, features)
-        own = residuals_of(seen, told)
+        residuals = residuals_of(seen, told)
         found = {"group_out": (seen, told), **(_of_frozen(seen, told, frozen, features) if final else {})}
-        scores[name] = {where: scored(some, said, residuals=own) for where, (some, said) in found.items()}
+        scores[name] = {
+            where: scored(some, said, residuals=residuals) for where, (some, said) in found.items()
+        }
         forecasts[name] = [
             one
             for where, (some, said) in found.items()
             if where != "all"
             for one in _forecasts(where, some, said)
         ]
-        if final:
-            shipped = [*seen, *frozen]
-            models.append(_model(name, shipped, out_of_group(shipped, features), features))
-        else:
-            models.append(_model(name, seen, told, features))
+        own = out_of_group(grid, features) if final else told
+        of_grid.append(_model(name, grid, own, features))
+        if beyond:
+            own = out_of_group(shipped, features)
+            scores[name]["shipped"] = scored(shipped, own, residuals=residuals_of(shipped, own))
+        models.append(_model(name, shipped, own, features) if beyond else of_grid[-1])
     return {
         "models": models,
+        "outside": [
+            {"pair": pair.name, "kind": pair.kind, "came": pair.recovery, **said}
+            for pair in beyond
+            if (said := foretell(pair.metrics, {"models": of_grid})) is not None
+        ],
         "scores": scores,
         "forecasts": forecasts,
         "features": {f.name: {"sign": f.sign, "says": f.says, "needs": list(f.needs)} for f in FEATURES},

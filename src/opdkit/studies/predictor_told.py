@@ -33,12 +33,14 @@ WORDS = {
     "family_out": f"{FROZEN}, by models of the other family",
     "family_and_group_out": f"{FROZEN}, kind of teacher left out too",
     "all": f"all: chains as in the first line, {FROZEN} as in the third",
+    "shipped": "with the kinds outside the grid, kind of teacher left out",
 }
 FAMILY_OF = {"group_out": "chain", "family_out": FROZEN}
 """Whose pairs are scored."""
 ALONE = {**FAMILY_OF, "all": "all"}
 
 NAME = "predictor"
+NOT_RUN = "Not run: `opd study run pairs-outside --scale full`."
 PANELS = {
     "group_out": "chain, kind of teacher left out",
     "family_out": f"{FROZEN}, by chains",
@@ -51,7 +53,7 @@ EMPTY = "\n\n".join(
 NEW = f"# Can it be known before training how much of its gap a pair will recover?\n\n{EMPTY}\n"
 
 
-def told(predictor: Mapping[str, Any], beyond: Outside = ()) -> Iterator[str]:
+def told(predictor: Mapping[str, Any]) -> Iterator[str]:
     """How many pairs, how good, by what weights; what was asked for and was not reached is said; and pairs of other kinds."""
     made = predictor["made"]
     yield f"{made['pairs']} pairs of {len(made['bases'])} bases ({_others(made['others'])})"
@@ -62,9 +64,9 @@ def told(predictor: Mapping[str, Any], beyond: Outside = ()) -> Iterator[str]:
         yield from weights(model)
         yield ""
     yield from asked(predictor)
-    if beyond:
+    if predictor["outside"]:
         yield ""
-        yield from outside(beyond)
+        yield from outside(predictor["outside"])
 
 
 def _others(others: Mapping[str, int]) -> str:
@@ -245,7 +247,7 @@ def _interval(score: Mapping[str, float | None] | None) -> str:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def write_page(predictor: Mapping[str, Any], place: Path, *, beyond: Outside) -> None:
+def write_page(predictor: Mapping[str, Any], place: Path) -> None:
     """The page and its figure in `place`, made where they are not."""
     (place / FIGURES).mkdir(parents=True, exist_ok=True)
     write_atomic(place / FIGURES / f"{NAME}.svg", data=foretold(predictor, PANELS).encode())
@@ -253,20 +255,18 @@ def write_page(predictor: Mapping[str, Any], place: Path, *, beyond: Outside) ->
     text = page.read_text(encoding="utf-8") if page.is_file() else NEW
     write_atomic(
         page,
-        data=with_blocks(text, {name: list(of) for name, of in _blocks(predictor, beyond).items()}).encode(),
+        data=with_blocks(text, {name: list(of) for name, of in _blocks(predictor).items()}).encode(),
     )
 
 
-def _blocks(predictor: Mapping[str, Any], beyond: Outside) -> dict[str, Iterator[str]]:
+def _blocks(predictor: Mapping[str, Any]) -> dict[str, Iterator[str]]:
     return {
         "asked": asked(predictor),
         "figure": _figure(),
         "scores": scored(predictor),
         "singles": singles(predictor),
         "kinds": _kinds(predictor),
-        "outside": outside(beyond)
-        if beyond
-        else iter(["Not run: `opd study run pairs-outside --scale full`."]),
+        "outside": outside(beyond) if (beyond := predictor["outside"]) else iter([NOT_RUN]),
         "weights": _all_weights(predictor),
     }
 
