@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from opdkit.recipes.foretell import BANDS, PREDICTOR, shipped
+from opdkit.recipes.foretell import BANDS, PREDICTOR, foretell, shipped
 from opdkit.studies import campaign as campaigns
 from opdkit.studies.campaign import campaign, config_key, configured
 from opdkit.studies.factory import BEYOND, CHECKED, DRAWS, FACTORY, KINDS, OUTSIDE, Dial, check_name, run_name
@@ -90,6 +90,17 @@ def _leaves(value: Any) -> Iterator[float]:
             yield from _leaves(each)
     elif isinstance(value, int | float):
         yield float(value)
+
+
+def test_the_forecast_on_real_weights_is_of_what_is_shipped() -> None:
+    told = json.loads((PAGES.parent / "real" / "check.json").read_text())
+    document = shipped(PREDICTOR)
+    assert document is not None
+    again = foretell({name: number["value"] for name, number in told["metrics"].items()}, document)
+    assert again is not None and again["model"] == "read"
+    assert told["prediction"]["gap_recovery"] == pytest.approx(
+        {n: again[n] for n in ("value", "low", "high")}, abs=2e-3
+    )
 
 
 def test_the_page_of_the_predictor_is_what_is_shipped(tmp_path: Path) -> None:

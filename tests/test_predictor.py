@@ -383,6 +383,15 @@ def test_pairs_come_from_a_check_and_the_mean_of_its_runs() -> None:
     assert not {p.kind for p in found} & {kind.name for kind in KINDS[1:4]}
 
 
+def test_verdicts_are_counted_by_what_came() -> None:
+    some = [replace(p, verdict="go" if i % 2 else "cold_start") for i, p in enumerate(pairs(bases=2))]
+    found = predictor_document(some, final=False)["verdicts"]
+    for name in ("go", "cold_start"):
+        mine = [p.recovery >= 0.5 for p in some if p.verdict == name]
+        assert found["grid"][name] == {"worked": sum(mine), "not": len(mine) - sum(mine)}
+    assert found["outside"] == {}
+
+
 def test_a_run_is_held_against_the_other_of_its_pair() -> None:
     draws = [(0.1, 0.2), (0.9, 0.4), (0.7, 1.2), (0.6, 0.7), (None, 0.3)]
     some = [replace(p, draws=d, recovery=0.4) for p, d in zip(pairs(bases=1), draws, strict=False)]

@@ -53,7 +53,7 @@ BANDED = ("overlap_ratio", "overlap_mass_student", "overlap_mass_teacher", "entr
 @dataclass(frozen=True)
 class Pair:
     """What was checked of a pair, and what became of it: gap recovery of mean scores over both draws, and of each alone
-    (None where its teacher had no lead)."""
+    (None where its teacher had no lead). `verdict`: of the same check, which has no part in any forecast."""
 
     family: str
     seed: int
@@ -63,6 +63,7 @@ class Pair:
     metrics: Mapping[str, float]
     sizes: tuple[int, int]
     draws: tuple[float | None, ...] = ()
+    verdict: str = ""
 
     @property
     def name(self) -> str:
@@ -117,7 +118,8 @@ def pairs_of(rows: Rows, *, kinds: Sequence[Kind] = KINDS) -> tuple[list[Pair], 
 def _pair(kind: Kind, check: Row, recovery: float, *, draws: tuple[float | None, ...]) -> Pair:
     metrics = {name: value for name, value in check["metrics"].items() if value is not None}
     sizes = check["sizes"][0], check["sizes"][1]
-    return Pair(check["family"], check["seed"], kind.name, kind.group, recovery, metrics, sizes, draws)
+    place = check["family"], check["seed"], kind.name, kind.group
+    return Pair(*place, recovery, metrics, sizes, draws, check["verdict"])
 
 
 def matrix(pairs: Sequence[Pair], features: Sequence[Feature]) -> Array:
@@ -334,6 +336,7 @@ def predictor_document(pairs: Sequence[Pair], *, final: bool, beyond: Sequence[P
         ],
         "scores": scores,
         "forecasts": forecasts,
+        "verdicts": {"grid": _verdicts(grid), "outside": _verdicts(beyond)},
         "features": {f.name: {"sign": f.sign, "says": f.says, "needs": list(f.needs)} for f in FEATURES},
         "success": SUCCESS,
         "clip": list(CLIP),
@@ -359,6 +362,13 @@ def _of_frozen(
         "family_and_group_out": (frozen, both),
         "all": ([*seen, *frozen], np.concatenate([told, both])),
     }
+
+
+def _verdicts(pairs: Sequence[Pair]) -> dict[str, dict[str, int]]:
+    """What became of pairs by what `opd check` had said of them."""
+    told = Counter((pair.verdict, pair.recovery >= SUCCESS) for pair in pairs)
+    names = sorted({name for name, _ in told})
+    return {name: {"worked": told[name, True], "not": told[name, False]} for name in names}
 
 
 def _forecasts(where: str, pairs: Sequence[Pair], told: Array) -> list[dict[str, Any]]:

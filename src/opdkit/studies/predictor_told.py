@@ -48,7 +48,7 @@ PANELS = {
 }
 EMPTY = "\n\n".join(
     f"<!-- {name} -->\n<!-- /{name} -->"
-    for name in ("asked", "figure", "scores", "singles", "kinds", "outside", "weights")
+    for name in ("asked", "figure", "scores", "singles", "kinds", "outside", "verdicts", "weights")
 )
 NEW = f"# Can it be known before training how much of its gap a pair will recover?\n\n{EMPTY}\n"
 
@@ -231,6 +231,20 @@ def outside(beyond: Outside) -> Iterator[str]:
     )
 
 
+def verdicts(predictor: Mapping[str, Any]) -> Iterator[str]:
+    """What the verdict of the very checks was worth."""
+    parts = {name: some for name, some in predictor["verdicts"].items() if some}
+    head = ["verdict", *(f"{name}: recovered half or more" for name in parts)]
+    names = sorted(
+        {verdict for some in parts.values() for verdict in some}, key=lambda name: (name != "go", name)
+    )
+    rows = []
+    for name in names:
+        cells = [some.get(name, {"worked": 0, "not": 0}) for some in parts.values()]
+        rows.append([name, *(f"{c['worked']} of {c['worked'] + c['not']}" for c in cells)])
+    yield from markdown(head, rows)
+
+
 def _held(one: Mapping[str, Any]) -> bool:
     low, high = CLIP
     return bool(one["low"] <= min(max(one["came"], low), high) <= one["high"])
@@ -267,6 +281,7 @@ def _blocks(predictor: Mapping[str, Any]) -> dict[str, Iterator[str]]:
         "singles": singles(predictor),
         "kinds": _kinds(predictor),
         "outside": outside(beyond) if (beyond := predictor["outside"]) else iter([NOT_RUN]),
+        "verdicts": verdicts(predictor),
         "weights": _all_weights(predictor),
     }
 
