@@ -34,24 +34,27 @@ from opdkit.studies import predictor, scores
 from opdkit.studies.factory import DRAWS, KINDS, OUTSIDE, check_name, run_name
 from opdkit.studies.fitting import fit_pairs
 from opdkit.studies.predictor import (
-    CLEAR_LEAD,
     CLIP,
     FROZEN,
     Fitted,
     Pair,
-    bands_document,
     fit,
     fitted,
-    hard_subset,
     left_out,
     matrix,
     of_base,
     of_group,
     pairs_of,
+    target,
+)
+from opdkit.studies.predictor_document import (
+    CLEAR_LEAD,
+    bands_document,
+    hard_subset,
     predictor_document,
     residuals_of,
+    run_by_run,
     scored,
-    target,
 )
 from opdkit.types import UserError, Verdict
 
@@ -395,12 +398,12 @@ def test_verdicts_are_counted_by_what_came() -> None:
 def test_a_run_is_held_against_the_other_of_its_pair() -> None:
     draws = [(0.1, 0.2), (0.9, 0.4), (0.7, 1.2), (0.6, 0.7), (None, 0.3)]
     some = [replace(p, draws=d, recovery=0.4) for p, d in zip(pairs(bases=1), draws, strict=False)]
-    found = predictor.scored(some, np.zeros(5), residuals=(-1.0, 1.0))["run_by_run"]
+    found = run_by_run(some)
     first, second = np.array(draws[:4], dtype=float).T
     assert found["pairs"] == 4 and found["spearman"]["value"] == pytest.approx(spearmanr(first, second)[0])
     assert found["auroc"]["value"] == pytest.approx(roc_auc_score(second >= 0.5, first))
     assert found["mean_absolute_error"] == pytest.approx(np.abs(first - second).mean())
-    assert predictor.scored(pairs(bases=1), np.zeros(18), residuals=(-1.0, 1.0))["run_by_run"] is None
+    assert run_by_run(pairs(bases=1)) is None
     for pair in pairs_of(rows_of(pairs(bases=1)))[0]:
         assert np.mean(pair.draws) == pytest.approx(pair.recovery, abs=0.05)
 
@@ -599,9 +602,9 @@ def test_fit_writes_what_check_reads(table: Path, tmp_path: Path, capfd: Any) ->
     shipped, found = (json.loads((tmp_path / name).read_text()) for name in (PREDICTOR, BANDS))
     assert json.loads(said.out)["predictor"]["made"] == shipped["made"] == found["made"]
     made = shipped["made"]
-    assert (made["pairs"], made["table"], made["rows_commits"], made["final"]) == (
+    assert (made["pairs"], list(made["tables"]), made["rows_commits"], made["final"]) == (
         36,
-        "pairs.json",
+        ["pairs.json"],
         ["c0ffee"],
         False,
     )
@@ -675,6 +678,7 @@ def test_pairs_outside_the_grid_are_foretold_before_they_are_learnt_from(tmp_pat
             "by models that saw none"
         )
         assert one["came"] == pytest.approx(pair.recovery, rel=1e-4)
+    assert list(shipped["made"]["tables"]) == ["pairs.json", "pairs-outside.json"]
     assert shipped["made"]["pairs"] == len(known) + len(strange) == len(shipped["models"][0]["seen"])
     assert {k: v for k, v in shipped["scores"]["read"].items() if k != "shipped"} == grid["scores"]["read"]
     page = (tmp_path / "predictor.md").read_text()

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from commands import opd
 from opdkit.run.folder import RunFolder
 from opdkit.studies import campaign as campaigns
+from opdkit.studies.blocks import skeleton
 from opdkit.studies.campaign import Task, campaign, tasks
 from opdkit.studies.estimate import ahead, change, estimate, largest, of, ratio, size
-from opdkit.studies.pages import FRONT, came, front_lines, skeleton, write_pages
+from opdkit.studies.pages import FRONT, came, front_lines, write_pages
 from opdkit.studies.questions import STUDIES
 from opdkit.studies.reading import read_run
 from opdkit.studies.study import (
@@ -393,7 +394,9 @@ def test_what_has_collapsed_did_well_before(
 def test_what_people_wrote_on_a_page_stays(tmp_path: Path) -> None:
     study = rules(x=True)
     ran = [(study, [row("a", x=1)])]
-    (tmp_path / "s.md").write_text(skeleton(study) + "\nWhy: because.\n")
+    (tmp_path / "s.md").write_text(
+        skeleton(study.question, ("about", "figure", "came")) + "\nWhy: because.\n"
+    )
     (tmp_path / "README.md").write_text("Before.\n" + FRONT)
     write_pages(ran, tmp_path, tables=tmp_path, front=ran)
     page, front = (tmp_path / "s.md").read_text(), (tmp_path / "README.md").read_text()

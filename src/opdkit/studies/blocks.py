@@ -1,8 +1,29 @@
 """Pages whose tables are made by a script: between `<!-- name -->` and `<!-- /name -->` stands what was made last."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from opdkit.run.disk import write_atomic
 from opdkit.types import UserError
+
+
+def write_blocks(page: Path, blocks: Mapping[str, Iterable[str]], *, new: str) -> None:
+    """The page with its blocks made anew, of `new` where it is not there; what people wrote between them stays."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else new
+    write_atomic(page, data=with_blocks(text, {name: list(lines) for name, lines in blocks.items()}).encode())
+
+
+def skeleton(title: str, names: Iterable[str]) -> str:
+    """A page of empty blocks.
+
+    >>> print(skeleton("Why?", ["t"]), end="")
+    # Why?
+    <BLANKLINE>
+    <!-- t -->
+    <!-- /t -->
+    """
+    places = "\n\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in names)
+    return f"# {title}\n\n{places}\n"
 
 
 def with_blocks(text: str, blocks: Mapping[str, Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from opdkit.run.disk import write_atomic
 from opdkit.run.environment import environment
 from opdkit.studies.estimate import Rows
 from opdkit.studies.factory import BEYOND, OUTSIDE
-from opdkit.studies.predictor import FROZEN, Pair, bands_document, of_base, pairs_of, predictor_document
+from opdkit.studies.predictor import FROZEN, Pair, of_base, pairs_of
+from opdkit.studies.predictor_document import bands_document, predictor_document
 from opdkit.studies.predictor_told import told, write_page
 from opdkit.studies.tables import short, widest
 from opdkit.types import UserError
@@ -35,7 +36,8 @@ def fit_pairs(
         raise UserError(f"there is no folder {out}", hint="opd study fit --out DIR")
     more = _outside(table) if final else []
     beyond, _ = pairs_of(more, kinds=OUTSIDE)
-    made = {**_provenance(table, [*rows, *more], [*found, *beyond]), "others": others, "final": final}
+    tables = [table, *([_beside(table)] if more else [])]
+    made = {**_provenance(tables, [*rows, *more], [*found, *beyond]), "others": others, "final": final}
     predictor = short({"made": made, **predictor_document(found, final=final, beyond=beyond)})
     documents = {PREDICTOR: predictor, BANDS: short({"made": made, **bands_document([*found, *beyond])})}
     for name, document in documents.items():
@@ -57,15 +59,18 @@ def _rows(table: Path) -> Rows:
 
 def _outside(table: Path) -> Rows:
     """Of kinds outside the grid: their table, if it lies beside this one."""
-    place = table.with_name(f"{BEYOND.name}.json")
+    place = _beside(table)
     return widest(_rows(place)) if place.is_file() else []
 
 
-def _provenance(table: Path, rows: Sequence[Mapping[str, Any]], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Of which table, whatever its folder; which code made its rows, and which code fitted."""
+def _beside(table: Path) -> Path:
+    return table.with_name(f"{BEYOND.name}.json")
+
+
+def _provenance(tables: Sequence[Path], rows: Rows, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Of which tables, whatever their folder; which code made their rows, and which code fitted."""
     return {
-        "table": table.name,
-        "table_blake2b": hashlib.blake2b(table.read_bytes(), digest_size=8).hexdigest(),
+        "tables": {t.name: hashlib.blake2b(t.read_bytes(), digest_size=8).hexdigest() for t in tables},
         "rows_commits": sorted({str(row["commit"]) for row in rows}),
         "commit": environment()["commit"],
         "date": datetime.date.today().isoformat(),

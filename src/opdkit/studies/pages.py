@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from opdkit.run.disk import write_atomic
 from opdkit.studies.at_scale import AT_SCALE
-from opdkit.studies.blocks import with_blocks
+from opdkit.studies.blocks import skeleton, write_blocks
 from opdkit.studies.estimate import Rows, estimate
 from opdkit.studies.figures import figures
 from opdkit.studies.study import PAPER, REAL, Decision, Expectation, Study, decisions, outcome, reproduced
@@ -35,21 +35,11 @@ def write_pages(ran: Ran, place: Path, *, tables: Path, front: Ran) -> None:
         link = Path(os.path.relpath(table_of(study, tables), place)).as_posix()
         found = [*came(study, rows), *_made_of(rows, link)]
         blocks = {"about": _about(study), "figure": _figures(study, drawn), "came": iter(found)}
-        _write(place / f"{study.name}.md", blocks, new=skeleton(study))
-    _write(place / "README.md", {"front": front_lines(front), "map": _map(front)}, new=FRONT)
-
-
-def _write(path: Path, blocks: Mapping[str, Iterator[str]], *, new: str) -> None:
-    text = path.read_text(encoding="utf-8") if path.is_file() else new
-    write_atomic(path, data=with_blocks(text, {name: list(of) for name, of in blocks.items()}).encode())
+        write_blocks(place / f"{study.name}.md", blocks, new=skeleton(study.question, blocks))
+    write_blocks(place / "README.md", {"front": front_lines(front), "map": _map(front)}, new=FRONT)
 
 
 FRONT = "# The study\n\n<!-- front -->\n<!-- /front -->\n\n## The paper's figures\n\n<!-- map -->\n<!-- /map -->\n"
-
-
-def skeleton(study: Study) -> str:
-    blocks = "\n\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in ("about", "figure", "came"))
-    return f"# {study.question}\n\n{blocks}\n"
 
 
 def _about(study: Study) -> Iterator[str]:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from opdkit.run.disk import write_atomic
-from opdkit.studies.blocks import with_blocks
+from opdkit.studies.blocks import skeleton, write_blocks
 from opdkit.studies.factory import KINDS
 from opdkit.studies.figures import foretold
 from opdkit.studies.pages import FIGURES
-from opdkit.studies.predictor import CLIP, FROZEN, SUCCESS
+from opdkit.studies.predictor import CLIP, FROZEN
+from opdkit.studies.predictor_document import SUCCESS
 from opdkit.studies.scores import auroc
 from opdkit.studies.testbed import table as markdown
 
@@ -46,11 +47,7 @@ PANELS = {
     "family_out": f"{FROZEN}, by chains",
     "family_and_group_out": f"{FROZEN}, by chains, kind left out",
 }
-EMPTY = "\n\n".join(
-    f"<!-- {name} -->\n<!-- /{name} -->"
-    for name in ("asked", "figure", "scores", "singles", "kinds", "outside", "verdicts", "weights")
-)
-NEW = f"# Can it be known before training how much of its gap a pair will recover?\n\n{EMPTY}\n"
+QUESTION = "Can it be known before training how much of its gap a pair will recover?"
 
 
 def told(predictor: Mapping[str, Any]) -> Iterator[str]:
@@ -104,13 +101,12 @@ def scored(predictor: Mapping[str, Any]) -> Iterator[str]:
                 ]
             )
     yield from markdown(head, rows)
-    yield from _ceiling(predictor["scores"]["rehearsed"])
+    yield from _ceiling(predictor["run_by_run"])
 
 
 def _ceiling(scores: Mapping[str, Any]) -> Iterator[str]:
     """How well a run foretells another of the same pair."""
-    for where, family in FAMILY_OF.items():
-        score = scores.get(where, {}).get("run_by_run")
+    for family, score in scores.items():
         if score is not None:
             yield ""
             yield (
@@ -265,12 +261,8 @@ def write_page(predictor: Mapping[str, Any], place: Path) -> None:
     """The page and its figure in `place`, made where they are not."""
     (place / FIGURES).mkdir(parents=True, exist_ok=True)
     write_atomic(place / FIGURES / f"{NAME}.svg", data=foretold(predictor, PANELS).encode())
-    page = place / f"{NAME}.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else NEW
-    write_atomic(
-        page,
-        data=with_blocks(text, {name: list(of) for name, of in _blocks(predictor).items()}).encode(),
-    )
+    blocks = _blocks(predictor)
+    write_blocks(place / f"{NAME}.md", blocks, new=skeleton(QUESTION, blocks))
 
 
 def _blocks(predictor: Mapping[str, Any]) -> dict[str, Iterator[str]]:
@@ -306,7 +298,7 @@ def _kinds(predictor: Mapping[str, Any]) -> Iterator[str]:
     head += [f"foretold: {PANELS[name]}" for name in columns]
     body = []
     for kind in KINDS:
-        mine = [one for one in made if one["pair"].endswith(f" · {kind.name}")]
+        mine = [one for one in made if one["kind"] == kind.name]
         parts = {name: [one for one in mine if one["scored_on"] == name] for name in columns}
         came = [_spread([one["came"] for one in parts[name]]) for name in columns if name in FAMILY_OF]
         said = [_spread([one["told"] for one in parts[name]], counted=False) for name in columns]
